@@ -1,0 +1,44 @@
+# make run [PROFILE=quick|default|full]   builds .venv and runs the main job
+# make test   builds it and passes the tests     make lint   ruff and mypy
+# make serve  serves the champion on 127.0.0.1   make clean  removes what make made
+PROFILE ?= default
+PYTHON ?= $(firstword $(shell command -v python3.11 python3 2>/dev/null))
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export MLFLOW_TRACKING_URI ?= sqlite:///mlflow.db
+STAMP := $(VENV)/.installed
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet --no-compile
+
+.PHONY: run test serve lint clean
+
+run: $(STAMP)
+	mlflow run . --env-manager local --experiment-name salvage -P profile=$(PROFILE)
+
+test: $(STAMP)
+	python -m pytest
+
+# A line of log a request costs as much as the answer.
+serve: export UVICORN_ACCESS_LOG := false
+serve: $(STAMP)
+	mlflow models serve --model-uri models:/salvage-router@champion --host 127.0.0.1 --port 5001 --env-manager local
+
+lint: $(STAMP)
+	ruff check .
+	mypy
+
+# torch first and alone with what it needs (a GPU build brings its libraries); the rest is pinned, nothing to resolve.
+# Compiled at the end on every core, not by pip on one: where nothing may be compiled later, each start would do it again.
+$(STAMP): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "make: no python3.11 or python3 on PATH; install Python 3.11" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+		{ echo "make: $(PYTHON) is not Python 3.11; set PYTHON=/path/to/python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PIP) torch --constraint requirements.lock
+	$(PIP) --no-deps --requirement requirements.lock
+	$(PIP) --no-deps --no-build-isolation --editable .
+	@$(VENV)/bin/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true # some packages ship templates
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

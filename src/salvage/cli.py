@@ -1,0 +1,218 @@
+"""The command line: one command a stage. It parses arguments and hands on; what is slow to import waits for its use."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from salvage.errors import SalvageError
+
+app = typer.Typer(
+    name="salvage",
+    help="Tells which failed reasoning traces are fixable, and by what.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing but results and errors.")]
+
+
+def main() -> None:
+    """Run the program; a user's mistake is one sentence on standard error and exit code 2."""
+    try:
+        app()
+    except SalvageError as error:
+        print(f"salvage: {error}", file=sys.stderr)
+        sys.exit(2)
+    except PermissionError as error:
+        print(f"salvage: {error.filename}: permission denied; check the folder's permissions", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _stage(name: str, quiet: bool) -> None:
+    from salvage import pipeline, settings, stages
+
+    loaded = settings.load()
+    work = stages.problem_sets if name == "problems" else getattr(stages, name)
+    pipeline.stage(name, lambda: work(loaded, quiet=quiet))
+
+
+@app.command()
+def lab(quiet: Quiet = False) -> None:
+    """Train the lab's micro models, ancestors and specialists."""
+    _stage("lab", quiet)
+
+
+@app.command()
+def problems(quiet: Quiet = False) -> None:
+    """Write the problem set of every cell."""
+    _stage("problems", quiet)
+
+
+@app.command()
+def sample(quiet: Quiet = False) -> None:
+    """Sample and verify rollouts of every problem."""
+    _stage("sample", quiet)
+
+
+@app.command()
+def featurize(quiet: Quiet = False) -> None:
+    """Score failed rollouts with both models; write signals and features."""
+    _stage("featurize", quiet)
+
+
+@app.command()
+def intervene(quiet: Quiet = False) -> None:
+    """Decode every failure again under every operator."""
+    _stage("intervene", quiet)
+
+
+@app.command()
+def profile(quiet: Quiet = False) -> None:
+    """Gather features and rescue rates into profiles."""
+    _stage("profile", quiet)
+
+
+@app.command()
+def route(
+    profiles: Annotated[str, typer.Option(help="Failures with their three features: CSV, Parquet, or a folder of it.")],
+    reference: Annotated[str, typer.Option(help="Fit the rule on this table instead of cell by cell.")] = "",
+    model: Annotated[str, typer.Option(help="Take a registered rule, as models:/salvage-router@champion.")] = "",
+    no_fallback: Annotated[bool, typer.Option("--no-fallback", help="Always the largest z, even below 0.")] = False,
+    out: Annotated[str, typer.Option(help="Write the answers here as CSV instead of printing them.")] = "",
+) -> None:
+    """Say for every failure which operator to spend the next tokens on."""
+    from salvage import answers
+
+    if model and reference:
+        raise SalvageError("--reference and --model were both given; choose one")
+    table = answers.read_table(profiles)
+    if model:
+        if no_fallback:
+            raise SalvageError("--no-fallback does not go with --model: a registered rule is frozen; leave one out")
+        from salvage import registry, tracking
+
+        tracking.connect()
+        told = answers.answer(registry.load_rule(model), table, profiles)
+    elif reference:
+        rule = answers.fit(answers.read_table(reference), reference, fallback=not no_fallback)
+        told = answers.answer(rule, table, profiles)
+    else:
+        told = answers.answer_by_cell(table, profiles, fallback=not no_fallback)
+    _tell(answers.beside(table, told), out)
+
+
+def _tell(routed: Any, out: str) -> None:
+    if out:
+        routed.to_csv(out, index=False)
+        return
+    from salvage import report
+
+    report.show_table(report.answer_table(routed))
+
+
+@app.command()
+def evaluate(
+    profiles: Annotated[str, typer.Option(help="A profiles table; the default is the pipeline's own.")] = "",
+    attempts: Annotated[str, typer.Option(help="The attempts behind it, for the cross-fitted protocol.")] = "",
+    json: Annotated[str, typer.Option(help="Write the rows here as JSON.")] = "",
+    quiet: Quiet = False,
+) -> None:
+    """Compare the rule with its baselines, by both protocols, with intervals."""
+    from salvage import pipeline, report, results, settings
+
+    loaded = settings.load()
+    rows: list[dict[str, Any]] = []
+    if profiles:
+        tried = Path(attempts) if attempts else None
+        rows = results.evaluate(loaded, Path(profiles), tried, Path(json) if json else None)
+    else:
+        from salvage import tracking
+
+        def work() -> None:
+            rows.extend(results.evaluate(loaded, results.PROFILES, results.ATTEMPTS, Path(json or results.EVALUATION)))
+            tracking.log_metrics(results.metrics(rows))
+
+        pipeline.stage("evaluate", work)
+        quiet |= tracking.PARENT in os.environ  # the main job shows the table itself, last
+    if not quiet:
+        report.show(rows)
+
+
+@app.command()
+def register(quiet: Quiet = False) -> None:
+    """Register the fitted rule as salvage-router@champion."""
+    from salvage import pipeline, registry, results
+
+    def work() -> None:
+        version = results.register()
+        if not quiet:
+            print(f"register: {registry.CHAMPION} is version {version}")
+
+    pipeline.stage("register", work)
+
+
+@app.command()
+def report(quiet: Quiet = False) -> None:
+    """Draw the pictures."""
+    from salvage import pipeline, results, tracking
+
+    def work() -> None:
+        results.report()
+        tracking.log_pictures(results.REPORT)
+        if not quiet:
+            print(f"report: {results.REPORT}/")
+
+    pipeline.stage("report", work)
+
+
+@app.command()
+def run(
+    profile: Annotated[str, typer.Option(help="A profile of params.yaml: quick, default, full, own.")] = "",
+    specialist: Annotated[str, typer.Option(help="One's own post-trained model: folder or hub name.")] = "",
+    ancestor: Annotated[str, typer.Option(help="The model that it was post-trained from.")] = "",
+    problems: Annotated[str, typer.Option(help="A problem file (JSONL) or set.")] = "",
+    engine: Annotated[str, typer.Option(help="What runs one's own pair.")] = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Do the main job: every stage that is not up to date, ending in a registered champion."""
+    from salvage import pipeline
+
+    pipeline.run(profile or None, specialist or None, ancestor or None, problems or None, engine, quiet=quiet)
+
+
+@app.command("import-rollouts")
+def import_rollouts(
+    file: Annotated[str, typer.Argument(help="JSONL of the authors' toolkit or of lm-evaluation-harness.")],
+    cell: Annotated[str, typer.Option(help="What to call this specialist on this task.")],
+    out: Annotated[str, typer.Option(help="The rollouts table to write (Parquet).")],
+    problems: Annotated[str, typer.Option(help="The problem set; a harness file may bring its own.")] = "",
+    tokenizer: Annotated[str, typer.Option(help="The specialist's folder or hub name, where lines lack tokens.")] = "",
+) -> None:
+    """Turn rollouts that exist already into a rollouts table."""
+    from salvage import importing, schema
+    from salvage import problems as problem_sets
+
+    loaded = problem_sets.load(problems) if problems else None
+    table = importing.import_rollouts(file, loaded, cell, _encoder(tokenizer) if tokenizer else None)
+    schema.write(table, schema.ROLLOUTS, out)
+    print(f"import-rollouts: {out}: {len(table)} rollouts of {table['problem_id'].nunique()} problems")
+
+
+def _encoder(name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise SalvageError(
+            f"--tokenizer {name}: no tokenizer there ({str(error).splitlines()[0]}); correct it"
+        ) from None
+    return lambda text: tokenizer.encode(text, add_special_tokens=False)

@@ -1,0 +1,1 @@
+"""Engines: a pair of models that answers. `base` is the interface, one module an implementation."""

@@ -1,0 +1,105 @@
+"""The small interface every engine keeps: decode (sampling is decoding with no intervention) and signals."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+PATH, COV = 0, 1  # the two mixes of method.md: e-geodesic and m-geodesic
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """What is done to one decode, and where. The default does nothing: plain sampling of the specialist.
+
+    Attributes
+    ----------
+    kind : {"none", "sparse", "local_temp", "dense"}
+        `sparse` takes the mix's argmax at one position, `local_temp` samples the specialist at another temperature
+        at one position, `dense` mixes at every position.
+    threshold : float or None
+        Watch j and act once, at the first position >= `warmup` where j >= `threshold` (method.md, anchor `online`).
+    position : int or None
+        Act at this index of the completion; a replayed prefix counts.
+    mix : int or None
+        PATH or COV; None lets the larger part of j at the junction decide.
+    wrong : bool
+        Take the other mix than the one decided (method.md, sparse_steer_wrong).
+    """
+
+    kind: str = "none"
+    threshold: float | None = None
+    warmup: int = 0
+    position: int | None = None
+    mix: int | None = None
+    wrong: bool = False
+    alpha: float = 0.7
+    local_temperature: float = 1.0
+    greedy: bool = False  # dense only: take the mix's argmax at every position
+
+    @property
+    def watches(self) -> bool:
+        return self.threshold is not None
+
+    @property
+    def needs_ancestor(self) -> bool:
+        return self.watches or self.kind in ("sparse", "dense")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One decode: a prompt, tokens already taken, an intervention, and where its random numbers come from."""
+
+    prompt: list[int]
+    seed: int
+    prefix: list[int] = field(default_factory=list)  # of the completion; kept, not paid for
+    intervention: Intervention = Intervention()
+    greedy: bool = False  # continuation `greedy`: the specialist's argmax instead of a sample
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The answer to a request: prefix and decoded tokens together (the end token included), and what it cost."""
+
+    tokens: list[int]
+    n_tokens: int  # decoded by the specialist
+    n_ancestor_tokens: int  # decoded by the ancestor: none after a sparse intervention has acted
+    n_prefill: int  # prompt and prefix, of both models where both ran
+    position: int  # where the intervention acted, -1 where it did not
+
+
+class Engine(Protocol):
+    """A specialist, its ancestor and their tokenizer."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of a prompt or completion."""
+        ...
+
+    def text(self, tokens: list[int]) -> str:
+        """Return a completion's text, special tokens left out."""
+        ...
+
+    def decode(self, requests: list[Request], *, temperature: float, max_tokens: int) -> list[Completion]:
+        """Answer every request, in order; `max_tokens` bounds prefix and decoded tokens together."""
+        ...
+
+    def signals(
+        self, prompts: list[list[int]], completions: list[list[int]], *, temperature: float, top_k_cov: int
+    ) -> list[dict[str, np.ndarray]]:
+        """Return the per-token signals of method.md for every completion, exact over the vocabulary."""
+        ...
+
+
+def seed_of(*parts: object) -> int:
+    """Return a 63-bit seed that depends on the parts alone, so that batch order and resumption change nothing.
+
+    Examples
+    --------
+    >>> seed_of(0, "qwen3-sft-0|digits", "p1", "retry", 3) == seed_of(0, "qwen3-sft-0|digits", "p1", "retry", 3)
+    True
+    """
+    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

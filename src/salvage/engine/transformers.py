@@ -1,0 +1,406 @@
+"""The embedded engine: two transformers models in step, a KV cache each, on a CPU or one GPU.
+
+Decoding is one loop over positions for a whole batch; rows differ in what is done to them, and all of it is tensor
+arithmetic. Requests of one length share a batch, so no padding is needed and a row's logits do not depend on its
+neighbours' lengths.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.cache_utils import Cache, DynamicLayer
+
+from salvage.engine.base import COV, PATH, Completion, Request
+from salvage.engine.signals import coverage_gap, token_signals
+from salvage.errors import SalvageError
+
+
+class _RoomyLayer(DynamicLayer):
+    """A cache layer that grows in place: concatenating the whole cache at every token is most of the time else."""
+
+    used = 0
+    _room: tuple[torch.Tensor, ...] = ()
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        end = self.used + key_states.shape[2]
+        if self.used == 0 or end > self._room[0].shape[2]:
+            self._grow(key_states, value_states, end)
+        self._room[0][:, :, self.used : end] = key_states
+        self._room[1][:, :, self.used : end] = value_states
+        self.used = end
+        self.keys, self.values = self._room[0][:, :, :end], self._room[1][:, :, :end]
+        return self.keys, self.values
+
+    def _grow(self, key_states: torch.Tensor, value_states: torch.Tensor, end: int) -> None:
+        rooms = []
+        for i, new in enumerate((key_states, value_states)):
+            room = new.new_empty(*new.shape[:2], max(end + 32, end * 3 // 2), new.shape[3])
+            if self.used:
+                room[:, :, : self.used] = self._room[i][:, :, : self.used]
+            rooms.append(room)
+        self._room = tuple(rooms)
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Keep only these rows of the batch."""
+        self._room = tuple(room.index_select(0, rows) for room in self._room)
+        self.keys, self.values = self._room[0][:, :, : self.used], self._room[1][:, :, : self.used]
+
+
+class _Stream:
+    """One model and the cache of the batch rows that still need it."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.cache = Cache(layer_class_to_replicate=_RoomyLayer)
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Feed tokens [rows, new] and return the logits [rows, vocabulary] after the last of them, in float32."""
+        out = self.model(input_ids=tokens, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        logits: torch.Tensor = out.logits[:, -1].float()
+        return logits
+
+    def keep(self, rows: torch.Tensor) -> None:
+        for layer in self.cache.layers:
+            layer.keep(rows)
+
+
+@dataclass
+class _Plan:
+    """The interventions of a batch as tensors, one entry a row."""
+
+    sparse: torch.Tensor
+    local: torch.Tensor
+    dense: torch.Tensor
+    dense_greedy: torch.Tensor
+    watches: torch.Tensor
+    threshold: torch.Tensor
+    warmup: torch.Tensor
+    position: torch.Tensor
+    mix: torch.Tensor  # -1: the junction decides
+    wrong: torch.Tensor
+    alpha: torch.Tensor
+    local_temperature: torch.Tensor
+    greedy: torch.Tensor
+
+    @classmethod
+    def of(cls, requests: list[Request], device: torch.device) -> _Plan:
+        acts = [r.intervention for r in requests]
+
+        def column(values: list[Any]) -> torch.Tensor:
+            return torch.tensor(values, device=device)
+
+        return cls(
+            sparse=column([a.kind == "sparse" for a in acts]),
+            local=column([a.kind == "local_temp" for a in acts]),
+            dense=column([a.kind == "dense" for a in acts]),
+            dense_greedy=column([a.kind == "dense" and a.greedy for a in acts]),
+            watches=column([a.watches for a in acts]),
+            threshold=column([np.inf if a.threshold is None else a.threshold for a in acts]).double(),
+            warmup=column([a.warmup for a in acts]),
+            position=column([-1 if a.position is None else a.position for a in acts]),
+            mix=column([-1 if a.mix is None else a.mix for a in acts]),
+            wrong=column([a.wrong for a in acts]),
+            alpha=column([a.alpha for a in acts]).double(),
+            local_temperature=column([a.local_temperature for a in acts]).double(),
+            greedy=column([r.greedy for r in requests]),
+        )
+
+    def keep(self, rows: torch.Tensor) -> _Plan:
+        return _Plan(**{name: value[rows] for name, value in vars(self).items()})
+
+
+def _sample(log_p: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Invert the cumulative distribution: log_p [rows, vocabulary] in float64, uniform [rows] in [0, 1)."""
+    cumulative = log_p.exp().cumsum(-1)
+    return (cumulative <= (uniform * cumulative[:, -1])[:, None]).sum(-1).clamp(max=log_p.shape[1] - 1)
+
+
+def _mix(kind: torch.Tensor, alpha: torch.Tensor, log_s: torch.Tensor, log_a: torch.Tensor) -> torch.Tensor:
+    """Mix two log distributions row by row (method.md, "The mix"): a log distribution [rows, vocabulary].
+
+    `path` mixes logits; log softmax(z / T) differs from z / T by a constant a row, so log distributions do as well.
+    alpha 1 and 0 are taken apart, since 0 times an infinite logit is no number.
+    """
+    alpha = alpha[:, None]
+    path = torch.log_softmax(alpha * log_s + (1 - alpha) * log_a, -1)
+    cov = torch.logaddexp(log_s + alpha.log(), log_a + (1 - alpha).log())
+    mixed = torch.where((kind == COV)[:, None], cov, path)
+    return torch.where(alpha == 1, log_s, torch.where(alpha == 0, log_a, mixed))
+
+
+class TransformersEngine:
+    """Two transformers models of one vocabulary behind the interface of `salvage.engine.base.Engine`.
+
+    Parameters
+    ----------
+    specialist, ancestor : str or Path
+        Folder or hub name of each; without an ancestor only plain decoding is possible.
+    top_k_cov : int
+        For the j that `online` interventions watch (method.md, g_cov).
+    batch : int
+        Rows decoded at once.
+    chunk : int
+        Positions whose logits over the vocabulary are held at once while scoring.
+    """
+
+    def __init__(
+        self,
+        specialist: str | Path,
+        ancestor: str | Path | None = None,
+        *,
+        top_k_cov: int = 20,
+        batch: int = 512,
+        chunk: int = 4096,
+        device: str | None = None,
+    ) -> None:
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.tokenizer = _tokenizer(specialist)
+        self.specialist = _model(specialist, self.device)
+        self.ancestor: Any = None if ancestor is None else _model(ancestor, self.device)
+        self.top_k_cov, self.batch, self.chunk = top_k_cov, batch, chunk
+        if ancestor is not None:
+            _same_vocabulary(specialist, self.tokenizer, ancestor)
+        ends = self.specialist.generation_config.eos_token_id
+        ends = self.tokenizer.eos_token_id if ends is None else ends
+        self.ends = torch.tensor(ends if isinstance(ends, list) else [ends], device=self.device)
+        sizes = [m.config.vocab_size for m in (self.specialist, self.ancestor) if m is not None]
+        self.vocabulary = min(sizes)  # rows past the tokenizer's ids are padding of the embedding matrix
+        contexts = [getattr(m.config, "max_position_embeddings", None) for m in (self.specialist, self.ancestor) if m]
+        self.context = min([c for c in contexts if c], default=None)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of a text, without special tokens added."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def text(self, tokens: list[int]) -> str:
+        """Return a completion's text, special tokens left out."""
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+
+    # ---------------------------------------------------------------- decoding
+
+    @torch.inference_mode()
+    def decode(self, requests: list[Request], *, temperature: float, max_tokens: int) -> list[Completion]:
+        """Answer every request, in order (see `salvage.engine.base.Engine.decode`).
+
+        Raises
+        ------
+        SalvageError
+            Where a prompt does not fit the context, or an intervention needs an ancestor and there is none.
+        """
+        groups: dict[tuple[int, bool], list[int]] = defaultdict(list)
+        for i, request in enumerate(requests):
+            length = len(request.prompt) + len(request.prefix)
+            self._admit(i, request, max_tokens)
+            groups[length, request.intervention.needs_ancestor].append(i)
+        answers: list[Completion | None] = [None] * len(requests)
+        for group in groups.values():
+            for start in range(0, len(group), self.batch):
+                rows = group[start : start + self.batch]
+                done = self._decode_batch([requests[i] for i in rows], temperature, max_tokens)
+                for i, completion in zip(rows, done, strict=True):
+                    answers[i] = completion
+        return [answer for answer in answers if answer is not None]
+
+    def _admit(self, i: int, request: Request, max_tokens: int) -> None:
+        if not request.prompt:
+            raise SalvageError(f"request {i}: the prompt has no tokens; give a prompt that is not empty")
+        if self.context and len(request.prompt) + max_tokens > self.context:
+            raise SalvageError(
+                f"request {i}: a prompt of {len(request.prompt)} tokens and max_tokens {max_tokens} exceed the models' "
+                f"context of {self.context}; shorten the prompt or lower sample.max_tokens"
+            )
+        if request.intervention.needs_ancestor and self.ancestor is None:
+            raise SalvageError(f"request {i}: {request.intervention.kind} needs an ancestor model; none was given")
+
+    def _decode_batch(self, requests: list[Request], temperature: float, max_tokens: int) -> list[Completion]:
+        n, device = len(requests), self.device
+        prompt = torch.tensor([r.prompt + r.prefix for r in requests], device=device)
+        plan = _Plan.of(requests, device)
+        offset = torch.tensor([len(r.prefix) for r in requests], device=device)
+        budget = max_tokens - offset
+        longest = int(budget.max())
+        draws = np.stack([np.random.Generator(np.random.Philox(r.seed)).random((2, max_tokens)) for r in requests])
+        uniform = torch.from_numpy(draws).to(device)  # [row, plain or intervened, position of the completion]
+
+        two = requests[0].intervention.needs_ancestor
+        specialist = _Stream(self.specialist)
+        ancestor = _Stream(self.ancestor) if two else None
+        tokens = torch.zeros(n, longest, dtype=torch.long, device=device)
+        n_tokens = torch.zeros(n, dtype=torch.long, device=device)
+        n_ancestor = torch.zeros(n, dtype=torch.long, device=device)
+        fired_at = torch.full((n,), -1, device=device)
+
+        live = torch.arange(n, device=device)  # batch rows still decoding, in the specialist's cache order
+        heard = live  # batch rows that still need the ancestor, in its cache order; a subset of live
+        fed = prompt
+        heard_fed = prompt
+        for step in range(longest):
+            logits = specialist.step(fed)[:, : self.vocabulary]
+            at = offset[live] + step
+            u = uniform[live, :, at]
+            log_s = torch.log_softmax(logits.double() / temperature, -1)
+            token = torch.where(plan.greedy, log_s.argmax(-1), _sample(log_s, u[:, 0]))
+            fire = plan.position == at
+            if ancestor is not None and len(heard):
+                where = torch.searchsorted(live, heard)
+                log_a = torch.log_softmax(ancestor.step(heard_fed)[:, : self.vocabulary].double() / temperature, -1)
+                token, fire = self._with_ancestor(token, fire, where, log_s, log_a, plan, at, u)
+                n_ancestor[heard] += 1
+            local = fire & plan.local
+            if local.any():
+                log_l = torch.log_softmax(logits.double()[local] / plan.local_temperature[local, None], -1)
+                token = token.masked_scatter(local, _sample(log_l, u[local, 1]))
+            fired_at[live] = torch.where(fire & (plan.sparse | plan.local), at, fired_at[live])
+            plan.position = torch.where(fire, -1, plan.position)
+            plan.watches = plan.watches & ~fire
+            tokens[live, step] = token
+            n_tokens[live] += 1
+
+            going = ~torch.isin(token, self.ends) & (step + 1 < budget[live])
+            needs = going & (plan.dense | plan.watches | (plan.sparse & (plan.position >= 0)))
+            if not going.any():
+                break
+            if ancestor is not None and len(heard):
+                still = needs[where]
+                if not still.all():  # rows leave the ancestor's cache as soon as they no longer need it
+                    heard = heard[still]
+                    if len(heard):
+                        ancestor.keep(still.nonzero()[:, 0])
+                heard_fed = tokens[heard, step][:, None]
+            if not going.all():
+                kept = going.nonzero()[:, 0]
+                specialist.keep(kept)
+                plan, live, token = plan.keep(kept), live[kept], token[kept]
+            fed = token[:, None]
+        return _completions(requests, tokens, n_tokens, n_ancestor, fired_at, two)
+
+    def _with_ancestor(
+        self,
+        token: torch.Tensor,
+        fire: torch.Tensor,
+        where: torch.Tensor,
+        log_s: torch.Tensor,
+        log_a: torch.Tensor,
+        plan: _Plan,
+        at: torch.Tensor,
+        u: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Watch j and mix, for the rows `where` that still hear the ancestor; return the tokens and who fired."""
+        plan, log_s = plan.keep(where), log_s[where]
+        taken = token[where, None]
+        delta = (log_s.gather(1, taken) - log_a.gather(1, taken))[:, 0]
+        g_cov = coverage_gap(log_s.exp(), log_a.exp(), self.top_k_cov)
+        j = delta.clamp(min=0) + g_cov.clamp(min=0)
+        watched = plan.watches & (at[where] >= plan.warmup) & (j >= plan.threshold)
+        fires = fire[where] | watched
+        kind = torch.where(plan.mix >= 0, plan.mix, torch.where(delta.clamp(min=0) >= g_cov.clamp(min=0), PATH, COV))
+        kind = torch.where(plan.wrong, 1 - kind, kind)
+        mixed = _mix(kind, plan.alpha, log_s, log_a)
+        sparse = fires & plan.sparse
+        new = torch.where(sparse | (plan.dense & plan.dense_greedy), mixed.argmax(-1), token[where])
+        new = torch.where(plan.dense & ~plan.dense_greedy, _sample(mixed, u[where, 0]), new)
+        return token.index_copy(0, where, new), fire.index_copy(0, where, fires)
+
+    # ---------------------------------------------------------------- scoring
+
+    @torch.inference_mode()
+    def signals(
+        self, prompts: list[list[int]], completions: list[list[int]], *, temperature: float, top_k_cov: int
+    ) -> list[dict[str, np.ndarray]]:
+        """Return the per-token signals of every completion (see `salvage.engine.base.Engine.signals`).
+
+        Rollouts of like length share a right-padded batch; causal attention keeps padding from what stands before
+        it. Memory is bounded by `chunk` positions of logits over the vocabulary, whatever the lengths.
+        """
+        if self.ancestor is None:
+            raise SalvageError("scoring needs an ancestor model; none was given")
+        for i, completion in enumerate(completions):
+            if not completion:
+                raise SalvageError(f"rollout {i} has no tokens and so no signals; drop it")
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(completions[i]))
+        answers: list[dict[str, np.ndarray]] = [{} for _ in prompts]
+        for start in range(0, len(order), self.batch):
+            rows = order[start : start + self.batch]
+            scored = self._score([prompts[i] for i in rows], [completions[i] for i in rows], temperature, top_k_cov)
+            for i, signals in zip(rows, scored, strict=True):
+                answers[i] = signals
+        return answers
+
+    def _score(
+        self, prompts: list[list[int]], completions: list[list[int]], temperature: float, top_k_cov: int
+    ) -> list[dict[str, np.ndarray]]:
+        texts = [torch.tensor(p + c) for p, c in zip(prompts, completions, strict=True)]
+        ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True).to(self.device)
+        row = torch.cat([torch.full((len(c),), i) for i, c in enumerate(completions)])
+        column = torch.cat([torch.arange(len(c)) + len(p) - 1 for p, c in zip(prompts, completions, strict=True)])
+        row, column = row.to(self.device), column.to(self.device)
+        hidden = [m.model(input_ids=ids).last_hidden_state[row, column] for m in (self.specialist, self.ancestor)]
+        taken = ids[row, column + 1]
+        parts = []
+        for start in range(0, len(row), self.chunk):
+            span = slice(start, start + self.chunk)
+            z_s = self.specialist.lm_head(hidden[0][span])[:, : self.vocabulary]
+            z_a = self.ancestor.lm_head(hidden[1][span])[:, : self.vocabulary]
+            parts.append(token_signals(z_s, z_a, taken[span], temperature=temperature, top_k_cov=top_k_cov))
+        whole = {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
+        ends = np.cumsum([len(c) for c in completions])[:-1]
+        split = {name: np.split(values, ends) for name, values in whole.items()}
+        return [{name: split[name][i] for name in split} for i in range(len(completions))]
+
+
+def _completions(
+    requests: list[Request],
+    tokens: torch.Tensor,
+    n_tokens: torch.Tensor,
+    n_ancestor: torch.Tensor,
+    fired_at: torch.Tensor,
+    two: bool,
+) -> list[Completion]:
+    columns = zip(tokens.tolist(), n_tokens.tolist(), n_ancestor.tolist(), fired_at.tolist(), strict=True)
+    return [
+        Completion(
+            tokens=list(r.prefix) + row[:count],
+            n_tokens=count,
+            n_ancestor_tokens=heard,
+            n_prefill=(len(r.prompt) + len(r.prefix)) * (2 if two else 1),
+            position=fired,
+        )
+        for r, (row, count, heard, fired) in zip(requests, columns, strict=True)
+    ]
+
+
+def _model(name: str | Path, device: torch.device) -> Any:
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
+    except (OSError, ValueError) as error:
+        raise SalvageError(f"model {str(name)!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    return model.to(device).eval()
+
+
+def _tokenizer(name: str | Path) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise SalvageError(f"tokenizer {str(name)!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
+def _same_vocabulary(specialist: str | Path, speaker: Any, ancestor: str | Path) -> None:
+    """Refuse a pair whose tokens mean different things: their logits could not be compared."""
+    mine, theirs = speaker.get_vocab(), _tokenizer(ancestor).get_vocab()
+    if mine != theirs:
+        odd = sorted(set(mine.items()) ^ set(theirs.items()))[0]
+        raise SalvageError(
+            f"specialist {str(specialist)!r} ({len(mine)} tokens) and ancestor {str(ancestor)!r} ({len(theirs)}) "
+            f"have different vocabularies, first at token {odd[0]!r}; give the model the specialist was trained from"
+        )

@@ -1,0 +1,83 @@
+"""One job a cell on every core: processes of their own, one progress bar, a clear word when one of them dies."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from salvage.errors import SalvageError
+
+
+def each(label: str, work: Callable[..., bool], jobs: dict[str, tuple], *, quiet: bool = False) -> int:
+    """Call `work(*job)` for every job, several at once, and return how many had something to do.
+
+    Threads are shared out evenly, so that the same jobs on the same machine compute with the same number of threads
+    and give the same bits.
+
+    Raises
+    ------
+    SalvageError
+        What a job raised as one, or that a worker process died; other jobs keep what they have finished.
+    """
+    cores = len(os.sched_getaffinity(0))
+    workers = 1 if _gpu() else max(1, min(cores, len(jobs)))
+    if len(jobs) <= 1:
+        return sum(_report(label, name, work(*job), quiet) for name, job in jobs.items())
+    done = 0
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    with (
+        ProcessPoolExecutor(
+            workers, mp_context=get_context("spawn"), initializer=_threads, initargs=(max(1, cores // workers),)
+        ) as executor,
+        _bar(quiet) as bar,
+    ):
+        futures = {executor.submit(work, *job): name for name, job in jobs.items()}
+        task = bar.add_task(label, total=len(jobs))
+        try:
+            for future in as_completed(futures):
+                done += _report(label, futures[future], future.result(), quiet or bar.console.is_terminal)
+                bar.advance(task)
+        except BrokenProcessPool:
+            raise SalvageError(
+                f"{label}: a worker process died (killed, or out of memory); what is finished is kept: start again"
+            ) from None
+        finally:
+            executor.shutdown(wait=False, cancel_futures=True)
+    return done
+
+
+def _report(label: str, name: str, worked: bool, quiet: bool) -> bool:
+    if not quiet:
+        print(f"{label}: {name} {'done' if worked else 'is up to date'}", flush=True)
+    return worked
+
+
+def _bar(quiet: bool) -> Progress:
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True)
+
+
+def _gpu() -> bool:
+    """Tell whether a GPU is there; where one is, jobs take turns on it."""
+    if "torch" not in sys.modules:
+        import torch
+    else:
+        torch = sys.modules["torch"]
+    return bool(torch.cuda.is_available())
+
+
+def _threads(count: int) -> None:
+    """Set up a worker process: its share of the cores, and silence from libraries that draw bars of their own."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(count)
+    transformers.logging.disable_progress_bar()

@@ -1,0 +1,128 @@
+"""Attempts and features to profiles, one row a failure, and their recoverability regimes (method.md, Eq. 2)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as arrow
+import pyarrow.parquet as parquet
+
+from salvage import schema
+from salvage.errors import SalvageError
+
+RETRY_SOLVABLE, STEERABLE_HARD, BEYOND_REACH = "retry-solvable", "steerable-hard", "beyond reach"
+
+
+def regimes(profiles: pd.DataFrame) -> np.ndarray:
+    """Return each failure's regime: retry-solvable, steerable-hard or beyond reach.
+
+    Parameters
+    ----------
+    profiles : DataFrame, n rows
+        With the columns of the rescue rates.
+
+    Returns
+    -------
+    array of str, [n]
+    """
+    rates = profiles[schema.INTERVENTIONS].to_numpy(np.float64)
+    return regimes_of(profiles["retry"].to_numpy(np.float64), rates)
+
+
+def regimes_of(retry: np.ndarray, interventions: np.ndarray) -> np.ndarray:
+    """Return regimes [...] from rates: retry [...] and interventions [..., 4] (method.md, Eq. 2)."""
+    best = interventions.max(axis=-1)
+    # in plain floats, as the authors count: 0.45 - 0.4 falls short of 0.05
+    hard = (best - retry >= 0.05) & (1 - retry >= 0.50)
+    return np.where(hard, STEERABLE_HARD, np.where(best <= 0, BEYOND_REACH, RETRY_SOLVABLE))
+
+
+def make_profiles(features: pd.DataFrame, attempts: pd.DataFrame, *, anchor: str, continuation: str) -> pd.DataFrame:
+    """Gather features and attempts into profiles.
+
+    Parameters
+    ----------
+    features : DataFrame
+        schema.FEATURE_ROWS: one row a failed rollout; a failure's features are the means over its rollouts.
+    attempts : DataFrame
+        schema.ATTEMPTS; only those of this anchor and continuation count.
+
+    Raises
+    ------
+    SalvageError
+        Where a failure has no attempt under one of the operators.
+    """
+    key = ["cell", "problem_id"]
+    grouped = features.groupby(key, sort=False)
+    profiles = grouped[schema.FEATURES].mean()
+    profiles.insert(0, "n_failed_rollouts", grouped.size())
+    chosen = attempts[(attempts["anchor"] == anchor) & (attempts["continuation"] == continuation)]
+    rates = chosen.pivot_table(index=key, columns="operator", values="correct", aggfunc="mean", observed=True)
+    profiles = profiles.join(rates.reindex(columns=schema.OPERATORS)).reset_index()
+    lacking = profiles[schema.OPERATORS].isna()
+    if lacking.to_numpy().any():
+        row, column = np.argwhere(lacking.to_numpy())[0]
+        problem, operator = profiles["problem_id"].iloc[row], schema.OPERATORS[column]
+        raise SalvageError(
+            f"attempts: problem {problem!r} of cell {profiles['cell'].iloc[row]!r} has none of {operator} "
+            f"({anchor}, {continuation}); intervene first"
+        )
+    parts = profiles["cell"].str.partition("|")
+    return profiles.assign(model=parts[0], task=parts[2])[list(schema.PROFILES.columns)]
+
+
+def read_profiles(path: str | Path, *, rates: bool = True) -> pd.DataFrame:
+    """Read a profiles file, CSV (the authors' form) or Parquet, or a folder of Parquet files, and check it.
+
+    Parameters
+    ----------
+    rates : bool
+        Whether the rescue rates are needed; routing needs the features alone.
+
+    Raises
+    ------
+    SalvageError
+        Naming the file, the row (0 is the first after the header) and the column.
+    """
+    path = Path(path)
+    table = _read(path)
+    if table.empty:
+        raise SalvageError(f"{path} has no rows; give it at least one failure")
+    needed = list(schema.PROFILES.columns) if rates else schema.FEATURES
+    missing = [name for name in needed if name not in table]
+    if missing:
+        raise SalvageError(f"{path}: column {missing[0]!r} is missing; it needs the columns {', '.join(needed)}")
+    for name in (*schema.FEATURES, *(schema.OPERATORS if rates else ())):
+        table[name] = _numbers(table[name], path)
+    return schema.check(table, schema.PROFILES, path) if rates else table
+
+
+def _numbers(column: pd.Series, path: Path) -> pd.Series:
+    # ahead of the schema, which cannot tell the row of a text among numbers
+    values = pd.to_numeric(column, errors="coerce").astype(np.float64)
+    bad = ~np.isfinite(values.to_numpy())
+    if bad.any():
+        row = int(np.argmax(bad))
+        told = f"{path}: row {row}, column {column.name!r}: {column.iloc[row]!r}"
+        raise SalvageError(f"{told} is not a finite number; correct or drop it")
+    return values
+
+
+def _read(path: Path) -> pd.DataFrame:
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    try:
+        if path.suffix == ".csv":
+            return pd.read_csv(path, encoding="utf-8", dtype={"problem_id": str})
+        if not files:
+            raise FileNotFoundError
+        return pd.concat([parquet.read_table(file).to_pandas() for file in files], ignore_index=True)
+    except FileNotFoundError:
+        raise SalvageError(f"{path}: there is no such profiles file; check the path") from None
+    except UnicodeDecodeError as error:
+        raise SalvageError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
+        raise SalvageError(f"{path} is not a readable CSV: {str(error).strip()}") from None
+    except (OSError, arrow.ArrowInvalid) as error:
+        raise SalvageError(f"{path} is not a readable Parquet file: {error}") from None

@@ -1,0 +1,314 @@
+"""The stages that run models, over all cells of params.yaml: lab, problems, sample, featurize, intervene, profile.
+
+Each reads and writes tables under data/, one file a cell, and does nothing for a cell whose table is up to date.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from salvage import features, operators, problems, profiles, schema, shards, verifiers
+from salvage.engine.base import Engine, Request, seed_of
+from salvage.errors import SalvageError
+from salvage.lab import task
+from salvage.pool import each
+from salvage.settings import LAB_PROBLEMS, Cell, LabModel, Settings
+
+DATA = Path("data")
+SHARD = 200  # problems a shard: enough for full batches, few enough to lose little
+
+
+# ------------------------------------------------------------------ lab, problems
+
+
+def lab(settings: Settings, *, quiet: bool = False) -> int:
+    """Train the lab's models, ancestors first; return how many were trained."""
+    steps = settings.profile_values["lab"].get("steps", {})
+    trained = 0
+    for ancestors in (True, False):
+        models = [m for m in settings.lab if (m.method == "ancestor") == ancestors]
+        trained += each("lab", _train, {m.name: (m, settings.seed, steps) for m in models}, quiet=quiet)
+    return trained
+
+
+def _train(model: LabModel, seed: int, steps: dict[str, int]) -> bool:
+    from salvage.lab import ancestors, specialists
+
+    ancestor = LabModel(model.family, "ancestor", model.ancestor_seed, model.ancestor_seed).folder
+    made_from = [] if model.method == "ancestor" else [ancestor]
+    count = steps[model.family if model.method == "ancestor" else model.method]
+    mark = shards.fingerprint(model.name, seed, count, files=made_from, code=["lab"])
+    label = model.folder / "salvage.json"
+    if label.exists() and json.loads(label.read_text())["fingerprint"] == mark:
+        return False
+    beside = model.folder.with_name(f".{model.folder.name}.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    own_seed = seed_of(seed, model.family, model.seed) % 2**31
+    if model.method == "ancestor":
+        ancestors.train(model.family, own_seed, count, beside)
+    else:
+        specialists.train(model.method, own_seed, count, ancestor, beside)
+    (beside / label.name).write_text(json.dumps({"fingerprint": mark}) + "\n")
+    shutil.rmtree(model.folder, ignore_errors=True)
+    beside.replace(model.folder)
+    return True
+
+
+def problem_file(spec: str) -> Path:
+    """Return where the problems stage keeps a problem set."""
+    return DATA / "problems" / f"{Path(spec.replace(':', '-')).stem}.parquet"
+
+
+def problem_sets(settings: Settings, *, quiet: bool = False) -> int:
+    """Write the problem set of every cell; return how many there are."""
+    specs = dict.fromkeys(cell.problems for cell in settings.cells)
+    for spec in specs:
+        table = (
+            lab_problems(settings.profile_values["problems"], settings.seed)
+            if spec == LAB_PROBLEMS
+            else problems.load(spec)
+        )
+        schema.write(table, schema.PROBLEMS, problem_file(spec))
+        if not quiet:
+            print(f"problems: {spec}: {len(table)} problems", flush=True)
+    return len(specs)
+
+
+def lab_problems(n: int, seed: int) -> pd.DataFrame:
+    """Return n of the lab's problems, none of which any model of the lab was trained on."""
+    drawn = task.expressions(n, random.Random(f"problems/{seed}"), judged=True, distinct=True)
+    return pd.DataFrame(
+        {
+            "problem_id": [f"digits-{i:04d}" for i in range(n)],
+            "task": "digits",
+            "prompt": [f"{e}:" for e in drawn],
+            "answer": [task.answer(e) for e in drawn],
+            "verifier": "lab",
+            "metadata": "",
+        }
+    )
+
+
+# ------------------------------------------------------------------ sample
+
+
+def sample(settings: Settings, *, quiet: bool = False) -> int:
+    """Sample and verify K rollouts a problem in every cell; return in how many cells there was work."""
+    return each("sample", _sample, {c.name: (c, settings) for c in settings.cells}, quiet=quiet)
+
+
+def _sample(cell: Cell, settings: Settings) -> bool:
+    values = settings["sample"]
+    table = schema.read(problem_file(cell.problems), schema.PROBLEMS)
+    mark = shards.fingerprint(
+        cell.name,
+        settings.seed,
+        values,
+        files=[Path(cell.specialist), problem_file(cell.problems)],
+        code=["engine", "verifiers.py", "lab/task.py"],
+    )
+    path = DATA / "rollouts" / cell.file
+    if schema.fingerprint(path) == mark:
+        return False
+    engine = _engine(cell, settings, ancestor=False)
+
+    def make(rows: pd.DataFrame) -> pd.DataFrame:
+        keys = [(p, k) for p in rows["problem_id"] for k in range(values["rollouts"])]
+        seeds = [seed_of(settings.seed, cell.name, p, "sample", k) for p, k in keys]
+        prompts = dict(zip(rows["problem_id"], map(engine.encode, rows["prompt"]), strict=True))
+        done = engine.decode(
+            [Request(prompts[p], s) for (p, _), s in zip(keys, seeds, strict=True)],
+            temperature=values["temperature"],
+            max_tokens=values["max_tokens"],
+        )
+        texts = [engine.text(c.tokens) for c in done]
+        return pd.DataFrame(
+            {
+                "cell": cell.name,
+                "problem_id": [p for p, _ in keys],
+                "rollout": [k for _, k in keys],
+                "tokens": [c.tokens for c in done],
+                "text": texts,
+                "correct": verifiers.verify(table, [p for p, _ in keys], texts),
+                "n_tokens": [c.n_tokens for c in done],
+                "seed": seeds,
+            }
+        )
+
+    return shards.build(path, schema.ROLLOUTS, mark, _pieces(table), make)
+
+
+# ------------------------------------------------------------------ featurize
+
+
+def featurize(settings: Settings, *, quiet: bool = False) -> int:
+    """Score every failed rollout with both models and write its signals and features."""
+    return each("featurize", _featurize, {c.name: (c, settings) for c in settings.cells}, quiet=quiet)
+
+
+def _featurize(cell: Cell, settings: Settings) -> bool:
+    values, temperature = settings["featurize"], settings["sample"]["temperature"]
+    source = DATA / "rollouts" / cell.file
+    files = [source, problem_file(cell.problems), Path(cell.specialist), Path(cell.ancestor)]
+    mark = shards.fingerprint(values, temperature, files=files, code=["engine", "features.py"])
+    path, features_path = DATA / "signals" / cell.file, DATA / "features" / cell.file
+    if schema.fingerprint(path) == schema.fingerprint(features_path) == mark:
+        return False
+    table = schema.read(problem_file(cell.problems), schema.PROBLEMS).set_index("problem_id")
+    failed = schema.read(source, schema.ROLLOUTS).query("not correct")
+    if failed.empty:
+        raise SalvageError(f"{source}: cell {cell.name!r} has no failed rollout; give it harder problems or drop it")
+    engine = _engine(cell, settings, ancestor=True)
+
+    def make(rows: pd.DataFrame) -> pd.DataFrame:
+        signals = engine.signals(
+            [engine.encode(table.loc[p, "prompt"]) for p in rows["problem_id"]],
+            [list(map(int, t)) for t in rows["tokens"]],
+            temperature=temperature,
+            top_k_cov=values["top_k_cov"],
+        )
+        columns = {name: [s[name].astype("float32") for s in signals] for name in schema.SIGNALS}
+        return pd.DataFrame({**{k: rows[k].to_numpy() for k in ("cell", "problem_id", "rollout")}, **columns})
+
+    worked = shards.build(path, schema.SIGNAL_ROWS, mark, _pieces(failed, 2000), make)
+    scored = features.rollout_features(schema.read(path, schema.SIGNAL_ROWS), values["window"])
+    schema.write(scored, schema.FEATURE_ROWS, features_path, mark)
+    return worked
+
+
+# ------------------------------------------------------------------ intervene
+
+
+def intervene(settings: Settings, *, quiet: bool = False) -> int:
+    """Decode every failure again under every operator, verify, and write the attempts with what they cost."""
+    return each("intervene", _intervene, {c.name: (c, settings) for c in settings.cells}, quiet=quiet)
+
+
+def _combinations(cell: Cell, settings: Settings) -> list[tuple[str, str, str, int]]:
+    """List (operator, anchor, continuation, attempts); the first seed of a method may get all of them side by side."""
+    values, profile = settings["intervene"], settings.profile_values
+    default = (values["anchor"], values["continuation"])
+    wanted = [(operator, *default, profile["attempts"]) for operator in schema.OPERATORS]
+    if profile["side_by_side"] and cell.seed == 0:
+        for anchor in schema.ANCHORS:
+            for continuation in schema.CONTINUATIONS:
+                names = schema.CONTROLS if (anchor, continuation) == default else schema.OPERATORS + schema.CONTROLS
+                wanted += [(operator, anchor, continuation, profile["side_by_side"]) for operator in names]
+    return wanted
+
+
+def _intervene(cell: Cell, settings: Settings) -> bool:
+    values, sampling = settings["intervene"], settings["sample"]
+    wanted = _combinations(cell, settings)
+    sources = [DATA / name / cell.file for name in ("rollouts", "signals", "features")]
+    mark = shards.fingerprint(
+        cell.name,
+        settings.seed,
+        values,
+        sampling,
+        wanted,
+        settings["featurize"]["top_k_cov"],
+        files=[*sources, problem_file(cell.problems), Path(cell.specialist), Path(cell.ancestor)],
+        code=["engine", "operators.py", "verifiers.py", "lab/task.py"],
+    )
+    path = DATA / "attempts" / cell.file
+    if schema.fingerprint(path) == mark:
+        return False
+    engine = _engine(cell, settings, ancestor=True)
+    table = schema.read(problem_file(cell.problems), schema.PROBLEMS)
+    prompts = dict(zip(table["problem_id"], map(engine.encode, table["prompt"]), strict=True))
+    rollouts, signals, scored = (
+        schema.read(source, kind)
+        for source, kind in zip(sources, (schema.ROLLOUTS, schema.SIGNAL_ROWS, schema.FEATURE_ROWS), strict=True)
+    )
+    found = operators.failures(prompts, rollouts, signals, scored, values["quantile"])
+    junctions = {f.problem_id: [r.junction for r in f.rollouts] for f in found}
+
+    def make(some: list[operators.Failure]) -> pd.DataFrame:
+        keys = [
+            (failure, operator, anchor, continuation, attempt)
+            for failure in some
+            for operator, anchor, continuation, attempts in wanted
+            for attempt in range(attempts)
+        ]
+        donors = {f.problem_id: [j for p, js in junctions.items() if p != f.problem_id for j in js] for f in some}
+        requests = [
+            operators.request(
+                failure,
+                operator,
+                attempt,
+                cell=cell.name,
+                anchor=anchor,
+                continuation=continuation,
+                donors=donors[failure.problem_id],
+                seed=settings.seed,
+                settings=values,
+            )
+            for failure, operator, anchor, continuation, attempt in keys
+        ]
+        done = engine.decode(requests, temperature=sampling["temperature"], max_tokens=sampling["max_tokens"])
+        ids = [key[0].problem_id for key in keys]
+        return pd.DataFrame(
+            {
+                "cell": cell.name,
+                "problem_id": ids,
+                "operator": [key[1] for key in keys],
+                "anchor": [key[2] for key in keys],
+                "continuation": [key[3] for key in keys],
+                "attempt": [key[4] for key in keys],
+                "correct": verifiers.verify(table, ids, [engine.text(c.tokens) for c in done]),
+                **{
+                    k: [getattr(c, k) for c in done] for k in ("n_tokens", "n_ancestor_tokens", "n_prefill", "position")
+                },
+            }
+        )
+
+    pieces = [found[i : i + SHARD // 2] for i in range(0, len(found), SHARD // 2)]
+    return shards.build(path, schema.ATTEMPTS, mark, pieces, make)
+
+
+# ------------------------------------------------------------------ profile
+
+
+def profile(settings: Settings, *, quiet: bool = False) -> int:
+    """Gather each cell's features and rescue rates into its profiles; return how many cells there are."""
+    values = settings["intervene"]
+    for cell in settings.cells:
+        rows = [
+            schema.read(DATA / name / cell.file, kind)
+            for name, kind in (("features", schema.FEATURE_ROWS), ("attempts", schema.ATTEMPTS))
+        ]
+        made = profiles.make_profiles(*rows, anchor=values["anchor"], continuation=values["continuation"])
+        schema.write(made, schema.PROFILES, DATA / "profiles" / cell.file)
+        if not quiet:
+            shares = pd.Series(profiles.regimes(made)).value_counts(normalize=True)
+            told = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+            print(f"profile: {cell.name}: {len(made)} failures ({told})", flush=True)
+    return len(settings.cells)
+
+
+# ------------------------------------------------------------------ shared
+
+
+def _engine(cell: Cell, settings: Settings, *, ancestor: bool) -> Engine:
+    from salvage.engine.transformers import TransformersEngine
+
+    if cell.engine not in ("transformers", "auto"):
+        raise SalvageError(f"cell {cell.name!r}: engine {cell.engine!r} is not known; use 'transformers' or 'auto'")
+    return TransformersEngine(
+        cell.specialist,
+        cell.ancestor if ancestor else None,
+        top_k_cov=settings["featurize"]["top_k_cov"],
+        batch=settings["sample"]["batch"],
+        chunk=settings["featurize"]["chunk"],
+    )
+
+
+def _pieces(table: pd.DataFrame, size: int = SHARD) -> list[Any]:
+    return [table.iloc[i : i + size] for i in range(0, len(table), size)]

@@ -1,0 +1,173 @@
+"""What every stage logs to MLflow: parameters, the tables read and written, the commit, metrics, pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import mlflow
+import pyarrow as arrow
+import pyarrow.parquet as parquet
+from mlflow.data.code_dataset_source import CodeDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.utils.git_utils import get_git_commit
+
+from salvage.errors import SalvageError
+
+STORE = "sqlite:///mlflow.db"
+EXPERIMENT = "salvage"
+PARENT = "SALVAGE_PARENT_RUN"  # the pipeline's run, for the stages that DVC starts
+# MLflow's own settings wait minutes for a server that is not there.
+_FIRST_CONTACT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+}
+
+
+class _Table(MetaDataset):
+    """A table that is logged by its hash and row count alone; nothing of it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.rows = row_count(path)
+        super().__init__(CodeDatasetSource({"path": path.as_posix()}), name=path.as_posix(), digest=dvc_hash(path))
+
+    @property
+    def profile(self) -> dict[str, int] | None:
+        return None if self.rows is None else {"num_rows": self.rows}
+
+    def to_dict(self) -> dict[str, str]:
+        profile = {} if self.profile is None else {"profile": json.dumps(self.profile)}
+        return {**super().to_dict(), **profile}
+
+
+def dvc_hash(path: Path) -> str:
+    """Return the md5 that DVC gives a file, or a folder: there, that of the list of its files' (ending in .dir)."""
+    if not path.is_dir():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
+    entries = [{"md5": dvc_hash(files[name]), "relpath": name} for name in sorted(files)]
+    return hashlib.md5(json.dumps(entries).encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
+def row_count(path: Path) -> int | None:
+    """Return the rows of a Parquet file, or of all those of a folder; None where none can be counted."""
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path] if path.suffix == ".parquet" else []
+    try:
+        return sum(parquet.read_metadata(file).num_rows for file in files) if files else None
+    except arrow.ArrowInvalid:  # the stage that reads it will say so
+        return None
+
+
+@contextmanager
+def _patience(settings: dict[str, str]) -> Iterator[None]:
+    """Set environment variables that the user has not set, for as long as the block runs."""
+    mine = {name: value for name, value in settings.items() if name not in os.environ}
+    os.environ.update(mine)
+    try:
+        yield
+    finally:
+        for name in mine:
+            del os.environ[name]
+
+
+def connect() -> None:
+    """Point MLflow at its store, the one that MLFLOW_TRACKING_URI names or `mlflow.db` here, and see that it answers.
+
+    Raises
+    ------
+    SalvageError
+        Within seconds, where the store cannot be reached or written.
+    """
+    for name in ("mlflow", "alembic"):  # a new store's migrations are told line by line
+        logging.getLogger(name).setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or STORE
+    mlflow.set_tracking_uri(uri)
+    with _patience(_FIRST_CONTACT):
+        try:
+            mlflow.set_experiment(EXPERIMENT)
+        except Exception as error:  # MLflow's, SQLAlchemy's or the operating system's, by the kind of store
+            parts = urlsplit(uri)
+            named = f"{parts.scheme}://{parts.hostname}:{parts.port}" if parts.hostname else uri  # without a password
+            raise SalvageError(
+                f"the tracking server at {named} cannot be reached ({type(error).__name__}); "
+                "start it, or correct MLFLOW_TRACKING_URI"
+            ) from error
+
+
+@contextmanager
+def run(name: str) -> Iterator[str]:
+    """Open a run and yield its id: a child of the pipeline's, or the one that `mlflow run` opened, or a new one."""
+    connect()
+    parent = os.environ.get(PARENT)
+    if parent:
+        experiment = mlflow.get_run(parent).info.experiment_id
+        opened = mlflow.start_run(run_name=name, experiment_id=experiment, parent_run_id=parent)
+    elif os.environ.get("MLFLOW_RUN_ID"):
+        opened = mlflow.start_run()
+    else:
+        opened = mlflow.start_run(run_name=name)
+    with opened:
+        commit = get_git_commit(".")
+        mlflow.set_tags({"salvage.stage": name, **({"mlflow.source.git.commit": commit} if commit else {})})
+        yield opened.info.run_id
+
+
+@contextmanager
+def stage_run(name: str, params: dict[str, Any], reads: list[Path], writes: list[Path]) -> Iterator[None]:
+    """Run a stage under an MLflow run that says what it was told, what it read and what it wrote.
+
+    Parameters
+    ----------
+    name : str
+        The stage.
+    params : dict
+        Its part of params.yaml; nested names are joined by dots.
+    reads, writes : list of Path
+        Tables: files or folders. Those that do not exist are left out.
+    """
+    with run(name):
+        mlflow.log_params(flat(params))
+        log_tables(reads, "read")
+        yield
+        log_tables(writes, "written")
+
+
+def log_tables(paths: list[Path], context: str) -> None:
+    """Log the DVC hash and the row count of each table."""
+    for path in paths:
+        if path.exists():
+            table = _Table(path)
+            mlflow.log_input(table, context=context, tags={"rows": str(table.rows)} if table.rows is not None else None)
+
+
+def log_metrics(metrics: dict[str, float]) -> None:
+    """Log numbers to the open run; a name keeps letters, digits and `_-. /`, anything else becomes `_`."""
+    allowed = set("_-. /")
+    mlflow.log_metrics({"".join(c if c.isalnum() or c in allowed else "_" for c in k): v for k, v in metrics.items()})
+
+
+def log_pictures(folder: Path) -> None:
+    """Log every PNG of a folder to the open run."""
+    for picture in sorted(folder.glob("*.png")):
+        mlflow.log_artifact(str(picture), "pictures")
+
+
+def flat(params: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as one level: {"sample": {"rollouts": 8}} as {"sample.rollouts": 8}."""
+    result: dict[str, Any] = {}
+    for name, value in params.items():
+        if isinstance(value, dict):
+            result.update(flat(value, f"{prefix}{name}."))
+        else:
+            result[f"{prefix}{name}"] = value
+    return result

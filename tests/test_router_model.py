@@ -1,0 +1,239 @@
+"""The router: registered without a pickle, served over HTTP, equal to `salvage route --model`."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from salvage.answers import COLUMNS, answer, answer_by_cell, read_table
+from salvage.errors import SalvageError
+from salvage.routing import Rule, decide
+from salvage.schema import FEATURES
+
+ROW = {"spread": 0.2, "concentration": 2.0, "logit_dispersion": -0.9, "cell": "a"}
+
+
+@pytest.fixture
+def failures():
+    """Forty failures in two cells."""
+    drawn = np.random.default_rng(0).normal(size=(40, 3))
+    return pd.DataFrame(drawn, columns=FEATURES).assign(cell=["a", "b"] * 20, problem_id=[f"p{i}" for i in range(40)])
+
+
+def test_the_answer_is_the_rules_decision(failures):
+    rule = Rule.fit(failures)
+    pd.testing.assert_frame_equal(pd.DataFrame(answer(rule, failures, "here")), decide(failures, rule))
+    assert list(answer(rule, failures, "here")) == COLUMNS
+
+
+def test_answer_by_cell_scales_each_cell_by_itself(failures):
+    told = pd.DataFrame(answer_by_cell(failures, "here"))
+    for cell in ("a", "b"):
+        rows = (failures["cell"] == cell).to_numpy()
+        np.testing.assert_allclose(told.loc[rows, [f"z_{name}" for name in FEATURES]].mean(), 0, atol=1e-9)
+
+
+def test_one_failure_alone_needs_a_reference(failures):
+    with pytest.raises(SalvageError, match=r"here: row 0: cell 'a' has one failure alone.*--reference"):
+        answer_by_cell(failures.head(1), "here")
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("spread,concentration,logit_dispersion\n0.1,1,2\n0.2,abc,2\n", r"row 1, column 'concentration': 'abc'"),
+        ("spread,concentration,logit_dispersion\n0.1,1,2\n0.2,,2\n", r"row 1, column 'concentration' is NaN"),
+        ("spread,concentration,logit_dispersion\n0.1,1,inf\n", r"row 0, column 'logit_dispersion' is infinite"),
+        ("spread,concentration\n0.1,1\n", r"column 'logit_dispersion' is missing"),
+        ("spread,concentration,logit_dispersion\n", r"no rows"),
+        ("", r"not a readable CSV"),
+    ],
+)
+def test_a_bad_file_is_named_by_row_and_column(tmp_path, text, named):
+    file = tmp_path / "failures.csv"
+    file.write_text(text)
+    with pytest.raises(SalvageError, match=rf"failures\.csv.*{named}"):
+        answer_by_cell(read_table(file), str(file))
+
+
+def test_a_file_that_is_not_utf8_is_refused(tmp_path):
+    file = tmp_path / "failures.csv"
+    file.write_bytes(b"spread,cell\n0.1,\xff\xfe\n")
+    with pytest.raises(SalvageError, match="UTF-8"):
+        read_table(file)
+
+
+# ------------------------------------------------------------------ over HTTP
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A tracking store with a registered champion."""
+    folder = tmp_path_factory.mktemp("store")
+    drawn = np.random.default_rng(0).normal(size=(40, 3))
+    pd.DataFrame(drawn, columns=FEATURES).to_csv(folder / "reference.csv", index=False)
+    code = (
+        "import pandas as pd\nfrom salvage import registry, tracking\nfrom salvage.routing import Rule\n"
+        "with tracking.run('register'):\n"
+        "    registry.register(Rule.fit(pd.read_csv('reference.csv')), {'failures': 40})\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=folder, env=_environment(), check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def port(store):
+    """The port of the champion, served by MLflow in a process that does not see this repository's working folder."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        number = free.getsockname()[1]
+    command = f"models serve -m models:/salvage-router@champion -h 127.0.0.1 -p {number} --env-manager local".split()
+    environment = {name: value for name, value in _environment().items() if name != "PYTHONPATH"}
+    log = (store / "serve.log").open("w")
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", *command],
+        cwd=store,
+        env=environment,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
+    try:
+        _wait(number, server, store / "serve.log")
+        yield number
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(timeout=20)
+
+
+def _environment():
+    source = str(Path(__file__).parents[1] / "src")
+    here = str(Path(sys.executable).parent)
+    return {
+        **os.environ,
+        "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db",
+        "PYTHONPATH": source,
+        "PATH": here + os.pathsep + os.environ["PATH"],
+    }
+
+
+def _wait(number, server, log):
+    for _ in range(600):
+        assert server.poll() is None, log.read_text()
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", number, timeout=5)
+            connection.request("GET", "/ping")
+            if connection.getresponse().status == 200:
+                return
+        except OSError:
+            pass
+        time.sleep(0.1)
+    raise AssertionError(log.read_text())
+
+
+def _post(number, body, kind="application/json"):
+    connection = http.client.HTTPConnection("127.0.0.1", number, timeout=20)
+    connection.request("POST", "/invocations", body, {"Content-Type": kind})
+    response = connection.getresponse()
+    return response.status, json.loads(response.read())
+
+
+@pytest.mark.slow
+def test_served_answer_equals_route_with_the_model(store, port):
+    rows = [ROW, {**ROW, "spread": -2, "concentration": -1.5, "logit_dispersion": -3.25}, {**ROW, "spread": 3.5}]
+    pd.DataFrame(rows).to_csv(store / "rows.csv", index=False)
+    command = ["route", "--profiles", "rows.csv", "--model", "models:/salvage-router@champion", "--out", "routed.csv"]
+    subprocess.run([sys.executable, "-m", "salvage", *command], cwd=store, env=_environment(), check=True)
+    expected = pd.read_csv(store / "routed.csv")[COLUMNS].to_dict("records")
+    status, told = _post(port, json.dumps({"dataframe_records": rows}))
+    assert status == 200
+    assert told["predictions"] == expected
+    split = pd.DataFrame(rows).drop(columns="cell").to_dict("split")
+    assert _post(port, json.dumps({"dataframe_split": split}))[1] == told
+    assert {row["operator"] for row in expected} == {"sparse_steer", "sparse_steer_random", "dense_steer"}
+
+
+BAD = [
+    ('"abc"', "'abc' is not a number"),
+    ('"0.5"', "'0.5' is not a number"),
+    ("NaN", "is NaN or null"),
+    ("null", "is NaN or null"),
+    ("Infinity", "is infinite"),
+    ("-Infinity", "is infinite"),
+    ("true", "True is not a number"),
+    ("1" + "0" * 400, "is infinite"),
+    ("[1]", r"[1] is not a number"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("value", "sentence"), BAD)
+@pytest.mark.parametrize("column", FEATURES)
+def test_a_bad_value_is_answered_400_with_its_row_and_column(port, value, sentence, column):
+    good = json.dumps(ROW)
+    bad = json.dumps({**ROW, column: "@"}).replace('"@"', value)
+    status, told = _post(port, f'{{"dataframe_records": [{good}, {bad}, {good}]}}')
+    assert status == 400
+    assert f"row 1, column '{column}'" in told["message"]
+    assert sentence in told["message"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("column", FEATURES)
+def test_a_missing_column_is_answered_400_with_its_name(port, column):
+    rows = [{name: value for name, value in ROW.items() if name != column}]
+    status, told = _post(port, json.dumps({"dataframe_records": rows}))
+    assert status == 400
+    assert f"'{column}'" in told["message"]
+    status, told = _post(port, json.dumps({"dataframe_records": [ROW, *rows]}))
+    assert status == 400
+    assert f"row 1, column '{column}'" in told["message"]
+
+
+@pytest.mark.slow
+def test_the_cell_may_be_absent_or_null(port):
+    rows = [{name: ROW[name] for name in FEATURES}, {**ROW, "cell": None}, ROW]
+    status, told = _post(port, json.dumps({"dataframe_records": rows}))
+    assert status == 200
+    assert told["predictions"] == [told["predictions"][0]] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("body", ["", "{", "[]", "{}", '{"dataframe_records": 3}', '{"dataframe_records": []}'])
+def test_a_request_that_is_no_table_is_answered_400(port, body):
+    assert _post(port, body)[0] == 400
+
+
+@pytest.mark.slow
+def test_the_registered_model_holds_no_pickle_and_stands_alone(store):
+    files = [path for path in (store / "mlruns").rglob("*") if path.is_file()]
+    names = {path.name for path in files}
+    assert {"MLmodel", "rule.json", "router_model.py"} <= names
+    assert not [path for path in files if path.suffix in {".pkl", ".pickle", ".pt", ".bin", ".pyc"}]
+    model = next(path for path in files if path.name == "MLmodel").read_text()
+    assert "spread" in model and "logit_dispersion" in model
+
+
+@pytest.mark.slow
+def test_serving_is_quick(port):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+
+    def seconds(rows):
+        start = time.perf_counter()
+        connection.request(
+            "POST", "/invocations", json.dumps({"dataframe_records": rows}), {"Content-Type": "application/json"}
+        )
+        assert connection.getresponse().read().startswith(b'{"predictions"')
+        return time.perf_counter() - start
+
+    assert np.median([seconds([ROW]) for _ in range(100)]) < 0.005 * 4  # a machine shared with other tests
+    assert min(seconds([ROW] * 10_000) for _ in range(3)) < 0.2 * 4
