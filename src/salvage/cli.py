@@ -195,13 +195,21 @@ def import_rollouts(
     out: Annotated[str, typer.Option(help="The rollouts table to write (Parquet).")],
     problems: Annotated[str, typer.Option(help="The problem set; a harness file may bring its own.")] = "",
     tokenizer: Annotated[str, typer.Option(help="The specialist's folder or hub name, where lines lack tokens.")] = "",
+    verifier: Annotated[str, typer.Option(help="Judges a harness file that brings its own problems.")] = "exact",
+    metric_filter: Annotated[str, typer.Option("--filter", help="Which of a harness file's filters to take.")] = "",
+    problems_out: Annotated[str, typer.Option(help="Write a harness file's own problems here (Parquet).")] = "",
 ) -> None:
     """Turn rollouts that exist already into a rollouts table."""
     from salvage import importing, schema
     from salvage import problems as problem_sets
 
     loaded = problem_sets.load(problems) if problems else None
-    table = importing.import_rollouts(file, loaded, cell, _encoder(tokenizer) if tokenizer else None)
+    encode = _encoder(tokenizer) if tokenizer else None
+    table = importing.import_rollouts(
+        file, loaded, cell, encode, verifier_name=verifier, metric_filter=metric_filter or None
+    )
+    if problems_out:
+        schema.write(importing.lm_eval_problems(file, verifier), schema.PROBLEMS, problems_out)
     schema.write(table, schema.ROLLOUTS, out)
     print(f"import-rollouts: {out}: {len(table)} rollouts of {table['problem_id'].nunique()} problems")
 

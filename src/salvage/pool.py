@@ -75,9 +75,9 @@ def _gpu() -> bool:
 
 
 def _threads(count: int) -> None:
-    """Set up a worker process: its share of the cores, and silence from libraries that draw bars of their own."""
+    """Give a worker process its share of the cores, and silence bars that libraries would draw over each other."""
     import torch
     import transformers
 
     torch.set_num_threads(count)
-    transformers.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()

@@ -181,14 +181,14 @@ def write(table: pd.DataFrame, schema: pa.DataFrameSchema, path: str | Path, fin
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        parquet.write_table(data, beside, compression="zstd", compression_level=9)
-        beside.replace(path)
+        try:
+            parquet.write_table(data, beside, compression="zstd", compression_level=9)
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
     except OSError as error:
-        raise SalvageError(
-            f"{path} cannot be written: {error.strerror or error}; check the folder's permissions"
-        ) from error
-    finally:
-        beside.unlink(missing_ok=True)
+        why = error.strerror or error
+        raise SalvageError(f"{path} cannot be written: {why}; check the folder's permissions") from error
 
 
 def read(path: str | Path, schema: pa.DataFrameSchema) -> pd.DataFrame:

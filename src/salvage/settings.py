@@ -26,6 +26,7 @@ class Cell:
     seed: int
     family: str
     engine: str = "transformers"
+    rollouts: str = ""  # a table of `import-rollouts`, where there are rollouts already
 
     @property
     def file(self) -> str:
@@ -133,4 +134,5 @@ def _own_cell(path: Path, i: int, entry: dict[str, Any]) -> Cell:
         seed=int(entry.get("seed", 0)),
         family=str(entry.get("family", "own")),
         engine=str(entry.get("engine", "transformers")),
+        rollouts=str(entry.get("rollouts", "")),
     )

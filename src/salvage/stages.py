@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from salvage.engine.base import Engine, Request, seed_of
 from salvage.errors import SalvageError
 from salvage.lab import task
 from salvage.pool import each
-from salvage.settings import LAB_PROBLEMS, Cell, LabModel, Settings
+from salvage.settings import LAB_PROBLEMS, MODELS, Cell, LabModel, Settings
 
 DATA = Path("data")
 SHARD = 200  # problems a shard: enough for full batches, few enough to lose little
@@ -34,6 +35,7 @@ def lab(settings: Settings, *, quiet: bool = False) -> int:
     for ancestors in (True, False):
         models = [m for m in settings.lab if (m.method == "ancestor") == ancestors]
         trained += each("lab", _train, {m.name: (m, settings.seed, steps) for m in models}, quiet=quiet)
+    _drop_others(MODELS, {m.name for m in settings.lab})
     return trained
 
 
@@ -77,6 +79,7 @@ def problem_sets(settings: Settings, *, quiet: bool = False) -> int:
         schema.write(table, schema.PROBLEMS, problem_file(spec))
         if not quiet:
             print(f"problems: {spec}: {len(table)} problems", flush=True)
+    _drop_others(DATA / "problems", {problem_file(spec).name for spec in specs})
     return len(specs)
 
 
@@ -100,11 +103,13 @@ def lab_problems(n: int, seed: int) -> pd.DataFrame:
 
 def sample(settings: Settings, *, quiet: bool = False) -> int:
     """Sample and verify K rollouts a problem in every cell; return in how many cells there was work."""
-    return each("sample", _sample, {c.name: (c, settings) for c in settings.cells}, quiet=quiet)
+    return _each_cell("sample", _sample, settings, ["rollouts"], quiet)
 
 
 def _sample(cell: Cell, settings: Settings) -> bool:
     values = settings["sample"]
+    if cell.rollouts:
+        return _take_imported(cell)
     table = schema.read(problem_file(cell.problems), schema.PROBLEMS)
     mark = shards.fingerprint(
         cell.name,
@@ -117,6 +122,7 @@ def _sample(cell: Cell, settings: Settings) -> bool:
     if schema.fingerprint(path) == mark:
         return False
     engine = _engine(cell, settings, ancestor=False)
+    _admit(table, engine, values["max_tokens"], cell.problems)
 
     def make(rows: pd.DataFrame) -> pd.DataFrame:
         keys = [(p, k) for p in rows["problem_id"] for k in range(values["rollouts"])]
@@ -144,12 +150,28 @@ def _sample(cell: Cell, settings: Settings) -> bool:
     return shards.build(path, schema.ROLLOUTS, mark, _pieces(table), make)
 
 
+def _take_imported(cell: Cell) -> bool:
+    """Take rollouts that exist already instead of sampling."""
+    source, path = Path(cell.rollouts), DATA / "rollouts" / cell.file
+    known = set(schema.read(problem_file(cell.problems), schema.PROBLEMS)["problem_id"])
+    rows = schema.read(source, schema.ROLLOUTS)
+    strangers = ~rows["problem_id"].isin(known)
+    if strangers.any():
+        row = int(strangers.to_numpy().argmax())
+        raise SalvageError(
+            f"{source}: row {row}: problem {rows['problem_id'].iloc[row]!r} is not in {cell.problems}; "
+            "import the rollouts with the cell's own problems"
+        )
+    mark = shards.fingerprint(cell.name, files=[source])
+    return shards.build(path, schema.ROLLOUTS, mark, [rows], lambda some: some.assign(cell=cell.name))
+
+
 # ------------------------------------------------------------------ featurize
 
 
 def featurize(settings: Settings, *, quiet: bool = False) -> int:
     """Score every failed rollout with both models and write its signals and features."""
-    return each("featurize", _featurize, {c.name: (c, settings) for c in settings.cells}, quiet=quiet)
+    return _each_cell("featurize", _featurize, settings, ["signals", "features"], quiet)
 
 
 def _featurize(cell: Cell, settings: Settings) -> bool:
@@ -176,7 +198,7 @@ def _featurize(cell: Cell, settings: Settings) -> bool:
         columns = {name: [s[name].astype("float32") for s in signals] for name in schema.SIGNALS}
         return pd.DataFrame({**{k: rows[k].to_numpy() for k in ("cell", "problem_id", "rollout")}, **columns})
 
-    worked = shards.build(path, schema.SIGNAL_ROWS, mark, _pieces(failed, 2000), make)
+    worked = shards.build(path, schema.SIGNAL_ROWS, mark, _pieces(failed, 10 * SHARD), make)
     scored = features.rollout_features(schema.read(path, schema.SIGNAL_ROWS), values["window"])
     schema.write(scored, schema.FEATURE_ROWS, features_path, mark)
     return worked
@@ -187,7 +209,7 @@ def _featurize(cell: Cell, settings: Settings) -> bool:
 
 def intervene(settings: Settings, *, quiet: bool = False) -> int:
     """Decode every failure again under every operator, verify, and write the attempts with what they cost."""
-    return each("intervene", _intervene, {c.name: (c, settings) for c in settings.cells}, quiet=quiet)
+    return _each_cell("intervene", _intervene, settings, ["attempts"], quiet)
 
 
 def _combinations(cell: Cell, settings: Settings) -> list[tuple[str, str, str, int]]:
@@ -290,10 +312,25 @@ def profile(settings: Settings, *, quiet: bool = False) -> int:
             shares = pd.Series(profiles.regimes(made)).value_counts(normalize=True)
             told = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
             print(f"profile: {cell.name}: {len(made)} failures ({told})", flush=True)
+    _drop_others(DATA / "profiles", {cell.file for cell in settings.cells})
     return len(settings.cells)
 
 
 # ------------------------------------------------------------------ shared
+
+
+def _each_cell(stage: str, work: Callable[..., bool], settings: Settings, folders: list[str], quiet: bool) -> int:
+    worked = each(stage, work, {c.name: (c, settings) for c in settings.cells}, quiet=quiet)
+    for folder in folders:
+        _drop_others(DATA / folder, {cell.file for cell in settings.cells})
+    return worked
+
+
+def _drop_others(folder: Path, names: set[str]) -> None:
+    """Remove what an earlier run with other cells left: a folder is read whole, and hashed whole by DVC."""
+    for path in folder.glob("*"):
+        if path.name not in names and path.name != ".gitignore":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _engine(cell: Cell, settings: Settings, *, ancestor: bool) -> Engine:
@@ -310,5 +347,19 @@ def _engine(cell: Cell, settings: Settings, *, ancestor: bool) -> Engine:
     )
 
 
-def _pieces(table: pd.DataFrame, size: int = SHARD) -> list[Any]:
+def _admit(table: pd.DataFrame, engine: Engine, max_tokens: int, where: str) -> None:
+    """Refuse a prompt that does not fit before anything is decoded."""
+    if engine.context is None:
+        return
+    for row, (problem_id, prompt) in enumerate(zip(table["problem_id"], table["prompt"], strict=True)):
+        length = len(engine.encode(prompt))
+        if length + max_tokens > engine.context:
+            raise SalvageError(
+                f"{where}: row {row}, problem {problem_id!r}: a prompt of {length} tokens and sample.max_tokens "
+                f"{max_tokens} exceed the models' context of {engine.context}; shorten the prompt or lower max_tokens"
+            )
+
+
+def _pieces(table: pd.DataFrame, size: int | None = None) -> list[Any]:
+    size = size or SHARD
     return [table.iloc[i : i + size] for i in range(0, len(table), size)]

@@ -74,6 +74,8 @@ class Completion:
 class Engine(Protocol):
     """A specialist, its ancestor and their tokenizer."""
 
+    context: int | None  # tokens that prompt and completion may have together; None: no bound known
+
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a prompt or completion."""
         ...

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import Cache, DynamicLayer
+from transformers.utils import logging
 
 from salvage.engine.base import COV, PATH, Completion, Request
 from salvage.engine.signals import coverage_gap, token_signals
@@ -381,6 +382,7 @@ def _completions(
 
 
 def _model(name: str | Path, device: torch.device) -> Any:
+    logging.disable_progress_bar()  # of the weights: a line a model, whatever the terminal
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
     except (OSError, ValueError) as error:
