@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +25,15 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing but results an
 
 def main() -> None:
     """Run the program; a user's mistake is one sentence on standard error and exit code 2."""
+    default = warnings.showwarning
+
+    def show(message: Any, category: Any, filename: str, *rest: Any) -> None:
+        if Path(__file__).parent in Path(filename).parents:  # our own are sentences for the user
+            print(f"salvage: {message}", file=sys.stderr)
+        else:
+            default(message, category, filename, *rest)
+
+    warnings.showwarning = show
     try:
         app()
     except SalvageError as error:
