@@ -33,7 +33,7 @@ def main() -> None:
         else:
             default(message, category, filename, *rest)
 
-    warnings.showwarning = show
+    warnings.showwarning = show  # type: ignore[assignment]
     try:
         app()
     except SalvageError as error:

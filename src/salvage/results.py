@@ -26,10 +26,10 @@ REPORT = Path("report")
 def evaluate(settings: Settings, profiles: Path, attempts: Path | None, out: Path | None) -> list[dict[str, Any]]:
     """Evaluate the rule and its baselines on a profiles table; write the rows as JSON where `out` is given."""
     from salvage import evaluation
-    from salvage.answers import read_table
+    from salvage.profiles import read_profiles
 
-    table = schema.check(read_table(profiles), schema.PROFILES, profiles)
-    tried = schema.check(read_table(attempts), schema.ATTEMPTS, attempts) if attempts else None
+    table = read_profiles(profiles)
+    tried = schema.read(attempts, schema.ATTEMPTS) if attempts else None
     chosen = {name: settings["intervene"][name] for name in ("anchor", "continuation")}
     rows = evaluation.evaluate(table, tried, seed=settings.seed, **settings["evaluate"], **chosen)
     if out:
