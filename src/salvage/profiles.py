@@ -6,8 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as arrow
-import pyarrow.parquet as parquet
 
 from salvage import schema
 from salvage.errors import SalvageError
@@ -73,13 +71,8 @@ def make_profiles(features: pd.DataFrame, attempts: pd.DataFrame, *, anchor: str
     return profiles.assign(model=parts[0], task=parts[2])[list(schema.PROFILES.columns)]
 
 
-def read_profiles(path: str | Path, *, rates: bool = True) -> pd.DataFrame:
+def read_profiles(path: str | Path) -> pd.DataFrame:
     """Read a profiles file, CSV (the authors' form) or Parquet, or a folder of Parquet files, and check it.
-
-    Parameters
-    ----------
-    rates : bool
-        Whether the rescue rates are needed; routing needs the features alone.
 
     Raises
     ------
@@ -87,16 +80,24 @@ def read_profiles(path: str | Path, *, rates: bool = True) -> pd.DataFrame:
         Naming the file, the row (0 is the first after the header) and the column.
     """
     path = Path(path)
-    table = _read(path)
+    table = _read_csv(path) if path.suffix == ".csv" else schema.read(path, schema.PROFILES)
     if table.empty:
         raise SalvageError(f"{path} has no rows; give it at least one failure")
-    needed = list(schema.PROFILES.columns) if rates else schema.FEATURES
-    missing = [name for name in needed if name not in table]
-    if missing:
-        raise SalvageError(f"{path}: column {missing[0]!r} is missing; it needs the columns {', '.join(needed)}")
-    for name in (*schema.FEATURES, *(schema.OPERATORS if rates else ())):
+    return schema.check(table, schema.PROFILES, path)
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path, encoding="utf-8", dtype={"problem_id": str})
+    except FileNotFoundError:
+        raise SalvageError(f"{path}: there is no such table; check the path") from None
+    except UnicodeDecodeError as error:
+        raise SalvageError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
+        raise SalvageError(f"{path} is not a readable CSV: {str(error).strip()}") from None
+    for name in (n for n in (*schema.FEATURES, *schema.OPERATORS) if n in table):
         table[name] = _numbers(table[name], path)
-    return schema.check(table, schema.PROFILES, path) if rates else table
+    return table
 
 
 def _numbers(column: pd.Series, path: Path) -> pd.Series:
@@ -108,21 +109,3 @@ def _numbers(column: pd.Series, path: Path) -> pd.Series:
         told = f"{path}: row {row}, column {column.name!r}: {column.iloc[row]!r}"
         raise SalvageError(f"{told} is not a finite number; correct or drop it")
     return values
-
-
-def _read(path: Path) -> pd.DataFrame:
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    try:
-        if path.suffix == ".csv":
-            return pd.read_csv(path, encoding="utf-8", dtype={"problem_id": str})
-        if not files:
-            raise FileNotFoundError
-        return pd.concat([parquet.read_table(file).to_pandas() for file in files], ignore_index=True)
-    except FileNotFoundError:
-        raise SalvageError(f"{path}: there is no such profiles file; check the path") from None
-    except UnicodeDecodeError as error:
-        raise SalvageError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
-    except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
-        raise SalvageError(f"{path} is not a readable CSV: {str(error).strip()}") from None
-    except (OSError, arrow.ArrowInvalid) as error:
-        raise SalvageError(f"{path} is not a readable Parquet file: {error}") from None

@@ -196,7 +196,7 @@ def read(path: str | Path, schema: pa.DataFrameSchema) -> pd.DataFrame:
     path = Path(path)
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not files or not files[0].exists():
-        raise SalvageError(f"{path}: there is no such table; run the stage that writes it first")
+        raise SalvageError(f"{path}: there is no such table; check the path, or run the stage that writes it")
     tables = []
     for file in files:
         try:
