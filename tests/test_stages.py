@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 def params(pair: tuple[Path, Path], folder: Path, *, side_by_side: int = 0, **cell: object) -> Path:
     raw = yaml.safe_load((ROOT / "params.yaml").read_text())
     raw["profile"] = "own"
-    raw["profiles"]["own"] |= {"problems": 12, "attempts": 3, "side_by_side": side_by_side}
+    raw["profiles"]["own"] |= {"problems": 12, "attempts": 3, "retries": 5, "side_by_side": side_by_side}
     raw["sample"] |= {"rollouts": 2, "max_tokens": 16}
     own = {"name": "tiny", "specialist": str(pair[0]), "ancestor": str(pair[1]), "problems": "lab", **cell}
     raw["cells"] = [own]
@@ -48,7 +48,7 @@ def test_every_operator_anchor_and_continuation_comes_out_with_its_cost(
     per = attempts.groupby(["operator", "anchor", "continuation"]).size()
     failures = attempts["problem_id"].nunique()
     assert len(per) == 7 * 3 * 2
-    assert per["retry", "online", "temperature"] == 3 * failures and per["retry", "replay", "greedy"] == 2 * failures
+    assert per["retry", "online", "temperature"] == 5 * failures and per["retry", "replay", "greedy"] == 2 * failures
     one_model = attempts[
         (attempts["operator"] == "retry") | ((attempts["operator"] == "local_temp") & (attempts["anchor"] != "online"))
     ]

@@ -216,7 +216,8 @@ def _combinations(cell: Cell, settings: Settings) -> list[tuple[str, str, str, i
     """List (operator, anchor, continuation, attempts); the first seed of a method may get all of them side by side."""
     values, profile = settings["intervene"], settings.profile_values
     default = (values["anchor"], values["continuation"])
-    wanted = [(operator, *default, profile["attempts"]) for operator in schema.OPERATORS]
+    wanted = [("retry", *default, profile["retries"])]
+    wanted += [(operator, *default, profile["attempts"]) for operator in schema.INTERVENTIONS]
     if profile["side_by_side"] and cell.seed == 0:
         for anchor in schema.ANCHORS:
             for continuation in schema.CONTINUATIONS:
