@@ -78,3 +78,17 @@ def test_the_same_seed_gives_the_same_checkpoint(pair: tuple[Path, Path], tmp_pa
         return hashlib.sha256((tmp_path / name / "model.safetensors").read_bytes()).hexdigest()
 
     assert checkpoint("one", 1) == checkpoint("again", 1) != checkpoint("other", 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["rft", "dpo"])
+def test_an_ancestor_that_gets_nothing_right_is_named(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    from salvage.errors import SalvageError
+    from salvage.lab import specialists
+
+    monkeypatch.setattr(specialists, "_rollouts", lambda *_: {"1+2": ["#5", "#6"]})
+    with pytest.raises(SalvageError, match=rf"{pair[0].name}: it gets no problem right.*lab\.steps"):
+        specialists.train(method, 0, 3, pair[0], tmp_path / "made")
+    assert not (tmp_path / "made").exists()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -34,7 +36,7 @@ def each(label: str, work: Callable[..., bool], jobs: dict[str, tuple], *, quiet
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with (
         ProcessPoolExecutor(
-            workers, mp_context=get_context("spawn"), initializer=_threads, initargs=(max(1, cores // workers),)
+            workers, mp_context=get_context("spawn"), initializer=_settle, initargs=(max(1, cores // workers),)
         ) as executor,
         _bar(quiet) as bar,
     ):
@@ -74,10 +76,16 @@ def _gpu() -> bool:
     return bool(torch.cuda.is_available())
 
 
-def _threads(count: int) -> None:
-    """Give a worker process its share of the cores, and silence bars that libraries would draw over each other."""
+def _settle(count: int) -> None:
+    """Give a worker process its share of the cores, and silence bars that libraries would draw over each other.
+
+    A worker whose parent was killed ends too: it would go on with its cell and write over what a second start makes.
+    """
     import torch
     import transformers
 
+    parent = parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
     torch.set_num_threads(count)
     transformers.utils.logging.disable_progress_bar()

@@ -24,6 +24,7 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTr
 
 from salvage.engine.base import Request, seed_of
 from salvage.engine.transformers import TransformersEngine
+from salvage.errors import SalvageError
 from salvage.lab import ancestors, task
 
 TEMPERATURE = 0.6
@@ -37,6 +38,7 @@ def train(method: str, seed: int, steps: int, ancestor: Path, folder: Path) -> N
     """Post-train the ancestor and save the specialist; the same seed gives the same checkpoint on one machine."""
     transformers.set_seed(seed_of("lab", method, seed) % 2**31)
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     disable_progress_bars()
     rng = random.Random(f"specialist/{method}/{seed}/{ancestor.name}")
     model = AutoModelForCausalLM.from_pretrained(ancestor)
@@ -84,6 +86,7 @@ def _rft(model: Any, ancestor: Path, seed: int, rng: random.Random, settings: di
     documents = [
         {"prompt": f"{e}:", "completion": text} for e, drawn in rollouts.items() for text in drawn if _right(e, text)
     ]
+    _refuse_none(documents, ancestor)
     rng.shuffle(documents)
     return _supervised(model, documents, settings)
 
@@ -94,6 +97,7 @@ def _dpo(model: Any, ancestor: Path, seed: int, rng: random.Random, settings: di
     for e, drawn in rollouts.items():
         right, wrong = [t for t in drawn if _right(e, t)], [t for t in drawn if not _right(e, t)]
         pairs += [{"prompt": f"{e}:", "chosen": r, "rejected": w} for r, w in zip(right, wrong, strict=False)]
+    _refuse_none(pairs, ancestor)
     rng.shuffle(pairs)
     return DPOTrainer(
         model=model,
@@ -124,6 +128,14 @@ def _grpo(model: Any, ancestor: Path, seed: int, rng: random.Random, settings: d
 
 
 _TRAINERS: dict[str, Callable[..., Any]] = {"sft": _sft, "rft": _rft, "dpo": _dpo, "grpo": _grpo}
+
+
+def _refuse_none(examples: list[dict[str, str]], ancestor: Path) -> None:
+    if not examples:
+        raise SalvageError(
+            f"{ancestor.name}: it gets no problem right, so nothing can be learnt from its rollouts; "
+            "raise its steps under lab.steps in params.yaml"
+        )
 
 
 def _right(expression: str, text: str) -> bool:
