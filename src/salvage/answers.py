@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from salvage.errors import SalvageError
-from salvage.routing import Rule, choose, decide_by_cell, margin
-from salvage.schema import FEATURES
+from salvage.routing import Fitted, KnowsRates, Plans, Rule, choose, decide_by_cell, margin, pick
+from salvage.schema import FACTS, FEATURES
 
 COLUMNS = ["operator", *(f"z_{name}" for name in FEATURES), "margin"]
 
@@ -37,6 +37,50 @@ def answer(rule: Rule, table: pd.DataFrame, where: str) -> dict[str, list[Any]]:
     z = rule.z(np.column_stack([numbers(table, name, where) for name in FEATURES]))
     columns = [choose(z, rule.fallback).tolist(), *z.T.tolist(), margin(z).tolist()]
     return dict(zip(COLUMNS, columns, strict=True))
+
+
+def answer_fitted(fitted: Fitted, version: str, table: pd.DataFrame, where: str) -> dict[str, list[Any]]:
+    """Return the same for any fitted policy, and what it knows beyond the z-scores.
+
+    Added are the policy, its version, the expected rescue of the chosen operator with its 95% interval (None where the
+    policy knows none), and for a portfolio the plan: the operators in the order to be tried.
+    """
+    told = answer(fitted.rule, table, where)
+    n, policy = len(table), fitted.policy
+    known: dict[str, list[Any]] = {"expected": [None] * n, "expected_low": [None] * n, "expected_high": [None] * n}
+    if policy is not None:
+        failures = _failures(table, where)
+        worth = policy.expected(failures)
+        told["operator"] = pick(worth, policy.choices).tolist()
+        if isinstance(policy, KnowsRates):
+            known = _chosen(policy, worth, failures, told["operator"])
+        if isinstance(policy, Plans):
+            near = policy.neighbours(failures)
+            order = policy.order(near, policy.plan(near))
+            known["plan"] = [" ".join(policy.choices[o] for o in row if o >= 0) for row in order]
+            told["operator"] = [plan.partition(" ")[0] or "stop" for plan in known["plan"]]
+            known |= _chosen(policy, worth, failures, [o if o != "stop" else "retry" for o in told["operator"]])
+    return told | {"policy": [fitted.name] * n, "policy_version": [version] * n} | known
+
+
+def _chosen(policy: KnowsRates, worth: np.ndarray, failures: pd.DataFrame, told: list[str]) -> dict[str, list[Any]]:
+    at, column = np.arange(len(failures)), [policy.choices.index(name) for name in told]
+    low, high = policy.interval(failures)[at, column].T
+    found = {"expected": worth[at, column], "expected_low": low, "expected_high": high}
+    return {name: values.tolist() for name, values in found.items()}
+
+
+def _failures(table: pd.DataFrame, where: str) -> pd.DataFrame:
+    """Return what a policy reads: features, and as far as the table has them the cell and the facts."""
+    read = {name: numbers(table, name, where) for name in FEATURES}
+    for name in (name for name in ("n_failed_rollouts", *FACTS) if name in table):
+        unknown = table[name].isna().to_numpy()
+        filled = numbers(pd.DataFrame({name: table[name].astype(object).where(~unknown, 0.0)}), name, where)
+        read[name] = np.where(unknown, np.nan, filled)
+    failures = pd.DataFrame(read)
+    if "cell" in table:
+        failures["cell"] = table["cell"].astype(str).to_numpy()
+    return failures
 
 
 def answer_by_cell(table: pd.DataFrame, where: str, fallback: bool = True) -> dict[str, list[Any]]:

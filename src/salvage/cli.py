@@ -110,7 +110,8 @@ def route(
         from salvage import registry, tracking
 
         tracking.connect()
-        told = answers.answer(registry.load_rule(model), table, profiles)
+        fitted = registry.load(model)
+        told = answers.answer_fitted(fitted, fitted.to_dict()["version"], table, profiles)
     elif reference:
         rule = answers.fit(answers.read_table(reference), reference, fallback=not no_fallback)
         told = answers.answer(rule, table, profiles)
@@ -132,39 +133,64 @@ def _tell(routed: Any, out: str) -> None:
 def evaluate(
     profiles: Annotated[str, typer.Option(help="A profiles table; the default is the pipeline's own.")] = "",
     attempts: Annotated[str, typer.Option(help="The attempts behind it, for the cross-fitted protocol.")] = "",
+    facts: Annotated[str, typer.Option(help="The facts of its failures, for the policies that use them.")] = "",
+    policies: Annotated[
+        str, typer.Option(help="Beside the baselines: calibrated,learned,portfolio,calibrated:20.")
+    ] = "",
+    folds: Annotated[int, typer.Option(help="Of problems; policies are fitted on the others. 0: params.yaml.")] = 0,
+    repeats: Annotated[int, typer.Option(help="Deal the folds so often. 0: params.yaml.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of folds, halves and resamples. -1: params.yaml.")] = -1,
     json: Annotated[str, typer.Option(help="Write the rows here as JSON.")] = "",
+    csv: Annotated[str, typer.Option(help="Write the rows here as CSV.")] = "",
     quiet: Quiet = False,
 ) -> None:
-    """Compare the rule with its baselines, by both protocols, with intervals."""
+    """Compare policies and their baselines, by both protocols, with intervals."""
     from salvage import pipeline, report, results, settings
 
     loaded = settings.load()
+    chosen: dict[str, Any] = {name: value for name, value in (("folds", folds), ("repeats", repeats)) if value}
+    chosen |= {"seed": seed} if seed >= 0 else {}
+    chosen |= {"policies": tuple(policies.split(","))} if policies else {}
     rows: list[dict[str, Any]] = []
     if profiles:
-        tried = Path(attempts) if attempts else None
-        rows = results.evaluate(loaded, Path(profiles), tried, Path(json) if json else None)
+        sources = [Path(table) if table else None for table in (attempts, facts)]
+        rows = results.evaluate(loaded, Path(profiles), *sources, **chosen)
+    elif attempts or facts:
+        raise SalvageError("--attempts and --facts go with --profiles; give the profiles that they belong to")
     else:
         from salvage import tracking
 
         def work() -> None:
-            rows.extend(results.evaluate(loaded, results.PROFILES, results.ATTEMPTS, Path(json or results.EVALUATION)))
+            tables = (results.PROFILES, results.ATTEMPTS, results.FACTS)
+            rows.extend(results.evaluate(loaded, *tables, **chosen))
+            results.write_json(Path(json or results.EVALUATION), rows)
             tracking.log_metrics(results.metrics(rows))
 
         pipeline.stage("evaluate", work)
         quiet |= tracking.PARENT in os.environ  # the main job shows the table itself, last
+    if json and profiles:
+        results.write_json(Path(json), rows)
+    if csv:
+        results.write_csv(Path(csv), rows)
     if not quiet:
         report.show(rows)
 
 
 @app.command()
-def register(quiet: Quiet = False) -> None:
-    """Register the fitted rule as salvage-router@champion."""
-    from salvage import pipeline, registry, results
+def register(
+    policy: Annotated[str, typer.Option(help="rule, fixed, random, calibrated, learned, portfolio.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Make it the champion whatever the gate says.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Register a fitted policy as salvage-router: the champion where it beats the one before, else the challenger."""
+    from salvage import pipeline, results, settings
+
+    loaded = settings.load()
 
     def work() -> None:
-        version = results.register()
+        told = results.register(loaded, policy, force=force)
         if not quiet:
-            print(f"register: {registry.CHAMPION} is version {version}")
+            print(f"register: {told}")
 
     pipeline.stage("register", work)
 

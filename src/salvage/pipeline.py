@@ -51,7 +51,7 @@ def run(
     with tracking.run("main") as run_id:
         worked = repro(run_id, quiet=quiet)
         mlflow.set_tag("salvage.profile", settings.load().profile)
-        registered = results.ensure_champion()
+        registered = results.ensure_registered(settings.load())
         tracking.log_metrics(results.metrics(results.saved_rows()))
         tracking.log_pictures(results.REPORT)
     if not worked and not registered:

@@ -15,28 +15,80 @@ from rich.table import Table
 COLOURS = {"retry-solvable": "#56B4E9", "steerable-hard": "#D55E00", "beyond reach": "#999999"}
 MARKERS = {"dense_steer": "s", "sparse_steer": "^", "local_temp": "o", "sparse_steer_random": "x"}
 PROTOCOLS = {"paper": "#E69F00", "cross-fitted": "#0072B2"}
+SPENDERS = {"retry": "#56B4E9", "portfolio": "#D55E00", "best mix (hindsight)": "#999999"}
+SHOWN_BUDGETS = (2, 4, 8, 16)
 MAX_PANELS = 12
 
 
 def evaluation_table(rows: list[dict[str, Any]]) -> Table:
-    """Return the rows over all cells together as a table, both protocols side by side."""
-    shown = [row for row in rows if row["cell"] == "all"]
-    table = Table(title="Rescue within k attempts, % [95% interval], all cells together")
-    for name, justify in (("scope", "left"), ("policy", "left"), ("k", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for protocol in PROTOCOLS:
+    """Return what one attempt rescues over all cells together as a table, the protocols side by side."""
+    shown = [row for row in rows if row["cell"] == "all" and row["k"] == 1]
+    protocols = [name for name in PROTOCOLS if any(row["protocol"] == name for row in shown)]
+    table = Table(title="Rescue by one attempt, % [95% interval], all cells together")
+    for name in ("failures", "policy"):
+        table.add_column(name)
+    for protocol in protocols:
         table.add_column(protocol, justify="right")
         table.add_column("n", justify="right")
-    table.add_column("p", justify="right")
+    for name in (f"over retry ({protocols[-1]})", "over best fixed", "for 1,000 model-tokens", "p"):
+        table.add_column(name, justify="right")
     last = None
-    for key in dict.fromkeys((row["scope"], row["policy"], row["k"]) for row in shown):
-        by = {row["protocol"]: row for row in shown if (row["scope"], row["policy"], row["k"]) == key}
-        cells = [part for name in PROTOCOLS for part in _figures(by.get(name))]
-        p = next((by[name]["p_value"] for name in reversed(PROTOCOLS) if name in by and _is(by[name]["p_value"])), None)
+    for key in dict.fromkeys((row["scope"], row["policy"]) for row in shown):
+        by = {row["protocol"]: row for row in shown if (row["scope"], row["policy"]) == key}
+        row = next(by[name] for name in reversed(protocols) if name in by)
+        cells = [part for name in protocols for part in _figures(by.get(name))]
+        lifts = [_interval(row, label, "+.1f") for label in ("over_retry", "over_best_fixed")]
+        spending = f"{row['per_1000']:.2f}" if _is(row["per_1000"]) else ""
+        p = f"{row['p_value']:.3f}" if _is(row["p_value"]) else ""
         if last not in (None, key[0]):
             table.add_section()
         last = key[0]
-        table.add_row(key[0], key[1], str(key[2]), *cells, "" if p is None else f"{p:.3f}")
+        table.add_row(*key, *cells, *lifts, spending, p)
+    return table
+
+
+def transfer_table(rows: list[dict[str, Any]]) -> Table:
+    """Return what policies fitted on the other families rescue by one attempt, beside the cross-fitted."""
+    shown = [row for row in rows if row["k"] == 1 and row["scope"] == "all" and _is(row["over_retry"])]
+    both = {(row["cell"], row["policy"], row["protocol"]): row for row in shown}
+    table = Table(title="Over retry by one attempt, all failures: points [95%]; transfer = fitted on the other family")
+    for name in ("cells", "policy", "cross-fitted", "transfer"):
+        table.add_column(name, justify="right" if name in PROTOCOLS or name == "transfer" else "left")
+    for cell, policy, protocol in both:
+        if protocol == "transfer" and (cell == "all" or (cell.endswith("-*") and not cell.startswith("*"))):
+            own = both.get((cell, policy, "cross-fitted"))
+            told = "" if own is None else _interval(own, "over_retry", "+.1f")
+            table.add_row(cell, policy, told, _interval(both[cell, policy, protocol], "over_retry", "+.1f"))
+    return table
+
+
+def budget_table(rows: list[dict[str, Any]]) -> Table:
+    """Return what budgets rescue, all failures: retry, and what portfolio and hindsight's best mix add to it."""
+    shown = [row for row in rows if row["budget"] in SHOWN_BUDGETS and ("*" in row["cell"] or row["cell"] == "all")]
+    names = list(dict.fromkeys((row["policy"], row["protocol"]) for row in shown))
+    names = [name for name in names if name != ("retry", "transfer")]
+    table = Table(
+        title="Solved within a budget (in retries' worth of model-tokens), all failures, %; then points over retry"
+    )
+    table.add_column("cells")
+    table.add_column("budget", justify="right")
+    for policy, protocol in names:
+        table.add_column(policy if protocol == "cross-fitted" else f"{policy}, {protocol}", justify="right")
+    last = None
+    for cell, budget in dict.fromkeys((row["cell"], row["budget"]) for row in shown):
+        by = {(r["policy"], r["protocol"]): r for r in shown if (r["cell"], r["budget"]) == (cell, budget)}
+        told = [
+            ""
+            if name not in by
+            else _interval(by[name], "over_retry", "+.1f")
+            if name[0] != "retry"
+            else _figures(by[name])[0]
+            for name in names
+        ]
+        if last not in (None, cell):
+            table.add_section()
+        last = cell
+        table.add_row(cell, str(budget), *told)
     return table
 
 
@@ -45,10 +97,18 @@ def _is(value: Any) -> bool:
 
 
 def _figures(row: dict[str, Any] | None) -> tuple[str, str]:
-    if row is None or not _is(row["rescue"]):
-        return "", "" if row is None else str(row["n"])
-    interval = f" [{row['low']:.1%}, {row['high']:.1%}]".replace("%", "") if _is(row["low"]) else ""
-    return f"{100 * row['rescue']:.1f}{interval}", str(row["n"])
+    if row is None:
+        return "", ""
+    return _interval(row, "rescue", ".1f"), str(row["n"])
+
+
+def _interval(row: dict[str, Any], label: str, form: str) -> str:
+    ends = ("low", "high") if label == "rescue" else (f"{label}_low", f"{label}_high")
+    if not _is(row[label]):
+        return ""
+    # 0.0 added, so that no figure reads -0.0
+    told, *bounds = (format(round(100 * row[name], 1) + 0.0, form) for name in (label, *ends) if _is(row[name]))
+    return f"{told} [{', '.join(bounds)}]" if bounds else told
 
 
 def answer_table(table: pd.DataFrame, limit: int = 20) -> Table:
@@ -66,14 +126,17 @@ def answer_table(table: pd.DataFrame, limit: int = 20) -> Table:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """Print the evaluation's table."""
+    """Print the evaluation's tables: one attempt, budgets, transfer."""
     show_table(evaluation_table(rows))
+    for table in (budget_table(rows), transfer_table(rows)):
+        if table.row_count:
+            show_table(table)
 
 
 def show_table(table: Table) -> None:
-    """Print a table, at least 120 columns wide where the output is no terminal."""
+    """Print a table, at least 160 columns wide where the output is no terminal."""
     console = Console()
-    (console if console.is_terminal else Console(width=140)).print(table)
+    (console if console.is_terminal else Console(width=180)).print(table)
 
 
 def panel(profiles: pd.DataFrame, routed: Sequence[str] | np.ndarray, path: Path) -> None:
@@ -131,10 +194,10 @@ def _legend(plt: Any, figure: Any) -> None:
 
 
 def rescue_bars(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw rescue by policy with its interval, both protocols, a panel a scope, at the smallest k, and save it."""
+    """Draw what one attempt rescues by policy with its interval, both protocols, a panel a scope, and save it."""
     plt = _pyplot()
-    k = min((row["k"] for row in rows), default=1)
-    shown = [row for row in rows if row["cell"] == "all" and row["k"] == k and _is(row["rescue"])]
+    shown = [row for row in rows if row["cell"] == "all" and row["k"] == 1 and _is(row["rescue"])]
+    shown = [row for row in shown if row["protocol"] in PROTOCOLS]
     scopes = list(dict.fromkeys(row["scope"] for row in shown)) or ["all"]
     policies = list(dict.fromkeys(row["policy"] for row in shown))
     figure, axes = plt.subplots(
@@ -149,11 +212,43 @@ def rescue_bars(rows: list[dict[str, Any]], path: Path) -> None:
             errors = np.nan_to_num(np.abs(bounds - rates))
             axis.barh(places, rates, 0.34, xerr=errors, color=colour, label=protocol, error_kw={"elinewidth": 1})
         axis.set_title(f"{scope} failures", fontsize=10)
-        axis.set_xlabel(f"rescued within {k} attempt{'s' if k > 1 else ''}")
+        axis.set_xlabel("rescued by one attempt")
         axis.grid(axis="x", alpha=0.2)
     axes[0, 0].set_yticks(range(len(policies)), policies)
     axes[0, 0].invert_yaxis()
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", title="protocol", fontsize=8)
+    _save(plt, figure, path)
+
+
+def budget_curves(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw failures solved against model-tokens spent, a panel a group of cells, and save it.
+
+    Left, what a budget solves (its worst case is what it is worth); right, the points over retry with their intervals.
+    """
+    plt = _pyplot()
+    shown = [r for r in rows if r["budget"] is not None and r["protocol"] == "cross-fitted" and _is(r["rescue"])]
+    cells = [cell for cell in dict.fromkeys(r["cell"] for r in shown) if cell == "all" or "*" in cell] or ["all"]
+    figure, axes = plt.subplots(2, len(cells), figsize=(2.3 * len(cells) + 1.6, 5.2), sharex="row", squeeze=False)
+    for (above, below), cell in zip(axes.T, cells, strict=True):
+        for policy, colour in SPENDERS.items():
+            part = sorted((r for r in shown if (r["cell"], r["policy"]) == (cell, policy)), key=lambda r: r["budget"])
+            budgets = [r["budget"] for r in part]
+            above.plot(budgets, [100 * r["rescue"] for r in part], color=colour, label=policy, marker=".")
+            lifts = np.array(
+                [[r[f"over_retry{end}"] for end in ("", "_low", "_high")] for r in part if _is(r["over_retry"])]
+            )
+            if len(lifts):
+                below.plot(budgets, 100 * lifts[:, 0], color=colour, marker=".")
+                below.fill_between(budgets, 100 * lifts[:, 1], 100 * lifts[:, 2], color=colour, alpha=0.25, linewidth=0)
+        above.set_title(cell, fontsize=9)
+        below.axhline(0, color="black", linewidth=0.8)
+        below.set_xlabel("budget, in retries", fontsize=8)
+        for axis in (above, below):
+            axis.grid(alpha=0.2)
+            axis.tick_params(labelsize=8)
+    axes[0, 0].set_ylabel("failures solved, %")
+    axes[1, 0].set_ylabel("points over retry")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
     _save(plt, figure, path)
 
 

@@ -14,48 +14,87 @@ from salvage.errors import SalvageError
 from salvage.settings import Settings
 
 if TYPE_CHECKING:
-    from salvage.routing import Rule
+    from salvage.profiles import Tallies
 
 PROFILES = Path("data/profiles")
 ATTEMPTS = Path("data/attempts")
+FACTS = Path("data/facts")
 EVALUATION = Path("metrics/evaluate.json")
 REGISTERED = Path("metrics/register.json")
 REPORT = Path("report")
 
 
-def evaluate(settings: Settings, profiles: Path, attempts: Path | None, out: Path | None) -> list[dict[str, Any]]:
-    """Evaluate the rule and its baselines on a profiles table; write the rows as JSON where `out` is given."""
+def evaluate(
+    settings: Settings, profiles: Path, attempts: Path | None, facts: Path | None, **chosen: Any
+) -> list[dict[str, Any]]:
+    """Evaluate policies and their baselines on a profiles table; `chosen` overrides what params.yaml has."""
     from salvage import evaluation
     from salvage.profiles import read_profiles
 
     table = read_profiles(profiles)
     tried = schema.read(attempts, schema.ATTEMPTS) if attempts else None
-    chosen = {name: settings["intervene"][name] for name in ("anchor", "continuation")}
-    rows = evaluation.evaluate(table, tried, seed=settings.seed, **settings["evaluate"], **chosen)
-    if out:
-        write_json(out, rows)
-    return rows
+    known = schema.read(facts, schema.FACT_ROWS) if facts else None
+    values = {name: settings["intervene"][name] for name in ("anchor", "continuation")}
+    values |= {"seed": settings.seed, **settings["evaluate"], **chosen}
+    return evaluation.evaluate(table, tried, facts=known, **values)
 
 
-def fitted() -> Rule:
-    """Return the rule fitted on the pipeline's profiles, all cells together."""
-    from salvage.routing import Rule
+def register(settings: Settings, policy: str = "", *, force: bool = False) -> str:
+    """Fit a policy on the pipeline's tables and register it, as champion where the gate lets it through.
 
-    return Rule.fit(schema.read(PROFILES, schema.PROFILES), fallback=True)
+    Parameters
+    ----------
+    policy : str
+        Instead of the one in params.yaml, which alone is also written to metrics/register.json.
+    force : bool
+        Make it the champion whatever the gate says; the version is tagged so.
 
-
-def register() -> int:
-    """Register the fitted rule as the champion and write it to metrics/register.json; return its version."""
+    Returns
+    -------
+    str
+        What became of it and why.
+    """
     from salvage import registry
+    from salvage.gate import judge
+    from salvage.routing import Fitted
+    from salvage.schema import OPERATORS
 
-    profiles, rule = schema.read(PROFILES, schema.PROFILES), fitted()
-    version = registry.register(rule, {"failures": len(profiles), "cells": profiles["cell"].nunique()})
-    write_json(REGISTERED, rule.to_dict())
-    return version
+    name = policy or settings["register"]["policy"]
+    failures, tallies = _to_learn_from(settings)
+    tuning = {"trials": settings["evaluate"]["trials"], "seed": settings.seed} if name == "learned" else {}
+    fitted = Fitted.fit(name, failures, tallies, OPERATORS, **tuning)
+    champion = registry.champion()
+    tags: dict[str, Any] = {"failures": len(failures), "cells": failures["cell"].nunique()}
+    if champion is None:
+        alias, why = "champion", "there was none before it"
+    else:
+        resamples = settings["evaluate"]["resamples"]
+        verdict = judge(name, champion, failures, tallies, seed=settings.seed, resamples=resamples, **tuning)
+        tags |= verdict.tags() | {"gate.champion": champion.name, "forced": force and not verdict.better}
+        alias = "champion" if verdict.better or force else "challenger"
+        why = f"against the champion ({champion.name}) {verdict}"
+        if not verdict.better:
+            why = f"forced, though {why}" if force else f"{why}. No gain with an interval above zero; --force overrules"
+    version = registry.register(fitted, alias, tags)
+    if not policy:
+        frozen = fitted.to_dict()
+        write_json(REGISTERED, {key: frozen[key] for key in ("policy", "version", "fallback", "reference")})
+    return f"{name} is version {version} of {registry.NAME}, {alias}: {why}"
 
 
-def ensure_champion() -> bool:
-    """Register again where DVC saw nothing to do but the tracking store lacks this rule (a fresh clone, another store).
+def _to_learn_from(settings: Settings) -> tuple[pd.DataFrame, Tallies]:
+    from salvage.evaluation import with_facts
+    from salvage.profiles import tally
+
+    failures = with_facts(schema.read(PROFILES, schema.PROFILES), schema.read(FACTS, schema.FACT_ROWS))
+    attempts = schema.read(ATTEMPTS, schema.ATTEMPTS)
+    values = settings["intervene"]
+    mine = attempts[(attempts["anchor"] == values["anchor"]) & (attempts["continuation"] == values["continuation"])]
+    return failures, tally(failures, mine)[0]
+
+
+def ensure_registered(settings: Settings) -> bool:
+    """Register again where DVC saw nothing to do but the tracking store lacks it (a fresh clone, another store).
 
     Returns
     -------
@@ -64,22 +103,22 @@ def ensure_champion() -> bool:
     """
     from salvage import registry
 
-    champion = registry.champion()
-    if champion is not None and champion.to_dict() == json.loads(REGISTERED.read_text()):
+    if json.loads(REGISTERED.read_text())["version"] in registry.versions():
         return False
-    version = register()
-    print(f"register: {registry.CHAMPION} is version {version}")
+    print(f"register: {register(settings)}")
     return True
 
 
 def report() -> None:
     """Draw the pictures of the pipeline's results into report/."""
-    from salvage.report import panel, rescue_bars
+    from salvage.report import budget_curves, panel, rescue_bars
+    from salvage.routing import Rule
 
     profiles = schema.read(PROFILES, schema.PROFILES)
     REPORT.mkdir(exist_ok=True)
-    panel(profiles, fitted().route(profiles), REPORT / "failures.png")
+    panel(profiles, Rule.fit(profiles).route(profiles), REPORT / "failures.png")
     rescue_bars(saved_rows(), REPORT / "rescue.png")
+    budget_curves(saved_rows(), REPORT / "budgets.png")
 
 
 def saved_rows() -> list[dict[str, Any]]:
@@ -92,20 +131,34 @@ def saved_rows() -> list[dict[str, Any]]:
 
 
 def metrics(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Name the rescue rates of all cells together, as `scope/protocol/policy/k1`."""
+    """Name the rescue rates of all cells together, as `scope/protocol/policy/k1`, or `.../budget8`."""
     return {
-        f"{row['scope']}/{row['protocol']}/{row['policy']}/k{row['k']}": float(row["rescue"])
+        f"{row['scope']}/{row['protocol']}/{row['policy']}/{_spending(row)}": float(row["rescue"])
         for row in rows
-        if row["cell"] == "all" and row["rescue"] is not None and not pd.isna(row["rescue"])
+        if row["cell"] == "all" and row["rescue"] is not None
     }
 
 
+def _spending(row: dict[str, Any]) -> str:
+    return f"k{row['k']}" if row["budget"] is None else f"budget{row['budget']}"
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the rows as CSV, beside and then renamed."""
+    _write(path, pd.DataFrame(rows).to_csv(index=False))
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON beside and rename, so that no half file is ever seen."""
+    """Write JSON, beside and then renamed."""
+    _write(path, json.dumps(value, indent=1) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    """Write beside and rename, so that no half file is ever seen."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(value, indent=1) + "\n")
+        beside.write_text(text)
         beside.replace(path)
     except OSError as error:
         raise SalvageError(

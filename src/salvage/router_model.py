@@ -1,7 +1,9 @@
-"""The registered router: MLflow loads this file ("models from code") and the frozen rule, a JSON; nothing is pickled.
+"""The registered router: MLflow loads this file ("models from code") and the frozen policy, a JSON; nothing is pickled.
 
-A request has one row a failure: spread, concentration, logit_dispersion, each a finite number, and optionally the cell,
-which is not used. The answer has one row a failure: the operator, the three z-scores, the margin.
+A request has one row a failure: spread, concentration, logit_dispersion, each a finite number; optionally the cell,
+n_failed_rollouts and the facts (schema.FACTS), which the rule does not use and other policies do. The answer has one
+row a failure: the operator, the three z-scores, the margin, the policy and its version, and the expected rescue with
+its interval where the policy knows one.
 """
 
 from __future__ import annotations
@@ -15,22 +17,23 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
-from salvage.answers import answer
+from salvage.answers import answer_fitted
 from salvage.errors import SalvageError
-from salvage.routing import Rule
+from salvage.routing import Fitted
 
 
 class Router(PythonModel):
-    """The rule with its reference mean and standard deviation, as MLflow's serving wants it."""
+    """A fitted policy, as MLflow's serving wants it."""
 
     def load_context(self, context: Any) -> None:
-        """Read the rule that was registered."""
-        self.rule_ = Rule.from_dict(json.loads(Path(context.artifacts["rule"]).read_text()))
+        """Read the policy that was registered."""
+        frozen = json.loads(Path(context.artifacts["policy"]).read_text())
+        self.fitted_, self.version_ = Fitted.from_dict(frozen), frozen["version"]
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> list[dict]:
-        """Return operator, z-scores and margin of each row, or refuse with a sentence (HTTP 400)."""
+        """Return the answer for each row, or refuse with a sentence (HTTP 400)."""
         try:
-            columns = answer(self.rule_, model_input, "request")
+            columns = answer_fitted(self.fitted_, self.version_, model_input, "request")
         except SalvageError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

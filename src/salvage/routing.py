@@ -1,18 +1,27 @@
-"""The routing rule (method.md, "The routing rule"): from three features to an operator, without training."""
+"""The routing rule (method.md, "The routing rule") and what all policies share: fit, choose, freeze.
+
+The rule goes from three features to an operator without training. `calibrated`, `learned` and `portfolio`, each in a
+file of its own, learn from attempts.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
 
 from salvage import schema
 from salvage.errors import SalvageError
+from salvage.profiles import Tallies, problem_keys
 
 TARGETS = np.array(["dense_steer", "sparse_steer", "local_temp"])  # in the features' order
 FALLBACK = "sparse_steer_random"
+PRIORITY = [FALLBACK, *TARGETS, "retry"]  # ties go to the first: so does the rule, whose fallback has z = 0
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,7 @@ class Rule:
             row, column = np.argwhere(~np.isfinite(z))[0]
             where = f"row {row}, column {schema.FEATURES[column]!r}"
             raise SalvageError(f"{where}: {x[row, column]} is too far from the reference to be scaled; correct it")
-        return z  # type: ignore[no-any-return]
+        return z
 
     def route(self, profiles: pd.DataFrame) -> np.ndarray:
         """Return the operator's name [n] for each failure."""
@@ -108,7 +117,7 @@ def feature_matrix(profiles: pd.DataFrame) -> np.ndarray:
         row, column = np.argwhere(~np.isfinite(x))[0]
         name = schema.FEATURES[column]
         raise SalvageError(f"row {row}, column {name!r}: {x[row, column]} is not a finite number; correct or drop it")
-    return x  # type: ignore[no-any-return]
+    return x
 
 
 def choose(z: np.ndarray, fallback: bool) -> np.ndarray:
@@ -120,7 +129,7 @@ def choose(z: np.ndarray, fallback: bool) -> np.ndarray:
 def margin(z: np.ndarray) -> np.ndarray:
     """Return the largest z less the second [n]."""
     ordered = np.sort(z, axis=1)
-    return ordered[:, -1] - ordered[:, -2]  # type: ignore[no-any-return]
+    return ordered[:, -1] - ordered[:, -2]
 
 
 def route_batch(profiles: pd.DataFrame, fallback: bool = True) -> np.ndarray:
@@ -155,3 +164,219 @@ def decide_by_cell(profiles: pd.DataFrame, fallback: bool = True) -> pd.DataFram
             )
         parts.append(decide(rows, Rule.fit(rows, fallback)))
     return pd.concat(parts).loc[profiles.index]
+
+
+# ------------------------------------------------------------------ policies
+
+
+class Policy(Protocol):
+    """What chooses an operator for a failure, from what is known before any attempt.
+
+    A policy is made by a class method `fit(failures, tallies, choices)`; `to_dict` and `from_dict` freeze it as JSON.
+    """
+
+    choices: tuple[str, ...]
+
+    def expected(self, failures: pd.DataFrame) -> np.ndarray:
+        """Return what each choice is worth, [n, choices]: the expected rescue rate, where the policy knows one."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the policy as JSON takes it."""
+        ...
+
+
+@runtime_checkable
+class KnowsRates(Policy, Protocol):
+    """A policy whose worth is an expected rescue rate, with an interval."""
+
+    def interval(self, failures: pd.DataFrame) -> np.ndarray:
+        """Return the 95% interval of each expected rescue rate, [n, choices, 2]."""
+        ...
+
+
+@runtime_checkable
+class Plans(KnowsRates, Protocol):
+    """A policy that plans several attempts."""
+
+    def neighbours(self, failures: pd.DataFrame) -> np.ndarray:
+        """Return what plans are made from, [n, neighbours]."""
+        ...
+
+    def plan(self, near: np.ndarray, budget: float | None = None) -> np.ndarray:
+        """Return attempts under each choice, [n, choices]."""
+        ...
+
+    def order(self, near: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Return the order of a plan's attempts, [n, attempts]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """One operator for all failures, or one a cell: the best in training."""
+
+    choices: tuple[str, ...]
+    worth_: np.ndarray  # [choices]: the mean rescue
+    cells_: dict[str, np.ndarray]  # the same for each cell, where it may differ by cell
+
+    @classmethod
+    def fit(cls, failures: pd.DataFrame, tallies: Tallies, choices: Sequence[str], *, by_cell: bool = False) -> Fixed:
+        """Learn the mean rescue of every choice."""
+        rates = tallies.rates[:, codes(choices)]
+        cell = failures["cell"].to_numpy(str)
+        names = np.unique(cell) if by_cell else np.array([], str)
+        return cls(tuple(choices), rates.mean(axis=0), {str(name): rates[cell == name].mean(axis=0) for name in names})
+
+    def expected(self, failures: pd.DataFrame) -> np.ndarray:
+        """Return the mean rescue of every choice, [n, choices]; a cell never seen has the pool's."""
+        if not self.cells_ or "cell" not in failures:
+            return np.tile(self.worth_, (len(failures), 1))
+        return np.stack([self.cells_.get(str(cell), self.worth_) for cell in failures["cell"]])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the policy as JSON takes it."""
+        cells = {cell: worth.tolist() for cell, worth in self.cells_.items()}
+        return {"choices": list(self.choices), "worth": self.worth_.tolist(), "cells": cells}
+
+    @classmethod
+    def from_dict(cls, frozen: dict[str, Any]) -> Fixed:
+        """Return the policy that `to_dict` described."""
+        cells = {cell: np.array(worth) for cell, worth in frozen["cells"].items()}
+        return cls(tuple(frozen["choices"]), np.array(frozen["worth"]), cells)
+
+
+@dataclass(frozen=True)
+class Random:
+    """An intervention at random, the same for the same features."""
+
+    choices: tuple[str, ...]
+
+    @classmethod
+    def fit(cls, failures: pd.DataFrame, tallies: Tallies, choices: Sequence[str]) -> Random:
+        """Learn nothing."""
+        return cls(tuple(choices))
+
+    def expected(self, failures: pd.DataFrame) -> np.ndarray:
+        """Return random numbers, [n, choices], drawn by each failure's features."""
+        drawn = [np.random.default_rng(np.frombuffer(row.tobytes(), np.uint32)) for row in feature_matrix(failures)]
+        worth = np.stack([rng.random(len(self.choices)) for rng in drawn])
+        worth[:, [choice == "retry" for choice in self.choices]] = 0
+        return worth
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the policy as JSON takes it."""
+        return {"choices": list(self.choices)}
+
+    @classmethod
+    def from_dict(cls, frozen: dict[str, Any]) -> Random:
+        """Return the policy that `to_dict` described."""
+        return cls(tuple(frozen["choices"]))
+
+
+def policy_class(name: str) -> Any:
+    """Return the class of a policy by name; trees are imported only where they are asked for."""
+    if name in ("fixed", "random"):
+        return {"fixed": Fixed, "random": Random}[name]
+    if name == "calibrated":
+        from salvage.calibrated import Calibrated
+
+        return Calibrated
+    if name == "learned":
+        from salvage.learned import Learned
+
+        return Learned
+    if name == "portfolio":
+        from salvage.portfolio import Portfolio
+
+        return Portfolio
+    raise SalvageError(f"policy {name!r} is not one of {', '.join(POLICIES)}; correct it")
+
+
+POLICIES = ["rule", "fixed", "random", "calibrated", "learned", "portfolio"]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A policy with what it was fitted on: what is registered, and what an evaluation may score elsewhere.
+
+    Attributes
+    ----------
+    name : str
+        One of POLICIES.
+    rule : Rule
+        The z-scores' reference; for the policy `rule`, the policy itself.
+    policy : Policy or None
+        None for the rule.
+    problems : frozenset of str
+        Keys of the problems it was fitted on.
+    """
+
+    name: str
+    rule: Rule
+    policy: Policy | None
+    problems: frozenset[str]
+
+    @classmethod
+    def fit(
+        cls, name: str, failures: pd.DataFrame, tallies: Tallies, choices: Sequence[str], **settings: Any
+    ) -> Fitted:
+        """Fit a policy by name and note the problems it saw."""
+        seen = frozenset(map(problem_key, problem_keys(failures)))
+        rule = Rule.fit(failures)
+        if name == "rule":
+            return cls(name, rule, None, seen)
+        return cls(name, rule, policy_class(name).fit(failures, tallies, tuple(choices), **settings), seen)
+
+    def route(self, failures: pd.DataFrame) -> np.ndarray:
+        """Return the operator's name [n] for each failure."""
+        if self.policy is None:
+            return self.rule.route(failures)
+        return pick(self.policy.expected(failures), self.policy.choices)
+
+    def refuse_seen(self, failures: pd.DataFrame) -> None:
+        """Refuse to be scored on a problem that it was fitted on.
+
+        Raises
+        ------
+        SalvageError
+            Naming the first such problem.
+        """
+        for i, key in enumerate(problem_keys(failures)):
+            if problem_key(key) in self.problems:
+                raise SalvageError(
+                    f"policy {self.name!r} was fitted on problem {str(key)!r} (row {i}) and cannot be scored on it; "
+                    "score it on problems that it has not seen"
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fitted policy as JSON takes it; `version` is a hash of all the rest."""
+        frozen = self.rule.to_dict() | {"policy": self.name, "problems": sorted(self.problems)}
+        if self.policy is not None:
+            frozen["fitted"] = self.policy.to_dict()
+        digest = hashlib.sha256(json.dumps(frozen, sort_keys=True).encode()).hexdigest()
+        return {**frozen, "version": digest[:12]}
+
+    @classmethod
+    def from_dict(cls, frozen: dict[str, Any]) -> Fitted:
+        """Return the fitted policy that `to_dict` described."""
+        name = frozen["policy"]
+        policy = policy_class(name).from_dict(frozen["fitted"]) if name != "rule" else None
+        return cls(name, Rule.from_dict(frozen), policy, frozenset(frozen["problems"]))
+
+
+def problem_key(problem: str) -> str:
+    """Return a short hash of a problem's name, so that a registered policy tells nobody its problems."""
+    return hashlib.blake2b(problem.encode(), digest_size=8).hexdigest()
+
+
+def codes(choices: Sequence[str] | np.ndarray) -> np.ndarray:
+    """Return the operators' positions in schema.OPERATORS."""
+    return np.array([schema.OPERATORS.index(name) for name in choices])
+
+
+def pick(expected: np.ndarray, choices: Sequence[str]) -> np.ndarray:
+    """Return the operator [n] of the largest worth [n, choices]; ties go by `PRIORITY`."""
+    order = [i for name in PRIORITY for i, choice in enumerate(choices) if choice == name]
+    names = np.array(choices)[order]
+    return names[expected[:, order].argmax(axis=1)]

@@ -23,6 +23,7 @@ OPERATORS = ["retry", *INTERVENTIONS]
 CONTROLS = ["sparse_steer_matched", "sparse_steer_wrong"]
 ANCHORS = ["online", "position", "replay"]
 CONTINUATIONS = ["temperature", "greedy"]
+FACTS = ["failed_share", "n_tokens", "entropy", "kl", "junction", "agreement"]
 SIGNALS = ["delta_path", "g_cov", "logit_var", "entropy", "kl", "j"]
 
 _rate = pa.Check.in_range(0, 1)
@@ -113,6 +114,20 @@ PROFILES = _table(
         "n_failed_rollouts": pa.Column("int64", pa.Check.ge(1)),
         **{name: pa.Column("float64", _finite) for name in FEATURES},
         **{name: pa.Column("float64", _rate) for name in OPERATORS},
+    },
+    key=["cell", "problem_id"],
+)
+
+FACT_ROWS = _table(  # what else a deployment knows of a failure; one row each, as in the profiles
+    {
+        "cell": pa.Column(str),
+        "problem_id": pa.Column(str),
+        "failed_share": pa.Column("float64", _rate),  # of the problem's rollouts
+        "n_tokens": pa.Column("float64", pa.Check.ge(1)),  # mean over the failed rollouts, as all that follow
+        "entropy": pa.Column("float64", _finite),  # nats
+        "kl": pa.Column("float64", _finite),  # nats
+        "junction": pa.Column("float64", _rate),  # where it lies: 0 the first token, 1 the end
+        "agreement": pa.Column("float64", _rate),  # share of them that give the commonest final answer
     },
     key=["cell", "problem_id"],
 )

@@ -102,10 +102,10 @@ def _admit(z_s: Array, z_a: Array, taken: NDArray, temperature: float, top_k_cov
 
 def _log_softmax(z: Array) -> Array:
     z = z - z.max(axis=1, keepdims=True)
-    return z - np.log(np.exp(z).sum(axis=1, keepdims=True))  # type: ignore[no-any-return]
+    return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
 
 
 def _expect(p: Array, values: Array) -> Array:
     """Return the mean [T] of values under p; what has no probability adds nothing, even where it is infinite."""
     with np.errstate(invalid="ignore"):
-        return np.where(p > 0, p * values, 0.0).sum(axis=1)  # type: ignore[no-any-return]
+        return np.where(p > 0, p * values, 0.0).sum(axis=1)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from salvage import features, operators, problems, profiles, schema, shards, verifiers
+from salvage import facts, features, operators, problems, profiles, schema, shards, verifiers
 from salvage.engine.base import Engine, Request, seed_of
 from salvage.errors import SalvageError
 from salvage.lab import task
@@ -300,20 +300,27 @@ def _intervene(cell: Cell, settings: Settings) -> bool:
 
 
 def profile(settings: Settings, *, quiet: bool = False) -> int:
-    """Gather each cell's features and rescue rates into its profiles; return how many cells there are."""
+    """Gather each cell's features and rescue rates into profiles, and its facts; return how many cells there are."""
     values = settings["intervene"]
     for cell in settings.cells:
-        rows = [
+        scored, tried, rollouts = (
             schema.read(DATA / name / cell.file, kind)
-            for name, kind in (("features", schema.FEATURE_ROWS), ("attempts", schema.ATTEMPTS))
-        ]
-        made = profiles.make_profiles(*rows, anchor=values["anchor"], continuation=values["continuation"])
+            for name, kind in (
+                ("features", schema.FEATURE_ROWS),
+                ("attempts", schema.ATTEMPTS),
+                ("rollouts", schema.ROLLOUTS),
+            )
+        )
+        made = profiles.make_profiles(scored, tried, anchor=values["anchor"], continuation=values["continuation"])
         schema.write(made, schema.PROFILES, DATA / "profiles" / cell.file)
+        verifier = schema.read(problem_file(cell.problems), schema.PROBLEMS)["verifier"].iloc[0]
+        schema.write(facts.make_facts(rollouts, scored, verifier), schema.FACT_ROWS, DATA / "facts" / cell.file)
         if not quiet:
             shares = pd.Series(profiles.regimes(made)).value_counts(normalize=True)
             told = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
             print(f"profile: {cell.name}: {len(made)} failures ({told})", flush=True)
-    _drop_others(DATA / "profiles", {cell.file for cell in settings.cells})
+    for folder in ("profiles", "facts"):
+        _drop_others(DATA / folder, {cell.file for cell in settings.cells})
     return len(settings.cells)
 
 

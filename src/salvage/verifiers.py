@@ -248,7 +248,7 @@ def reasoning_gym_scorer(name: str) -> Callable[[str | None, dict[str, Any]], fl
             "take another dataset or your own verifier as module:function"
         )
     try:
-        return reasoning_gym.get_score_answer_fn(name)  # type: ignore[no-any-return]
+        return reasoning_gym.get_score_answer_fn(name)
     except (ValueError, AssertionError, TypeError) as error:
         raise SalvageError(
             f"Reasoning Gym has no scorer for the dataset {name!r}: {error}; correct the name"
@@ -317,7 +317,7 @@ def _imported(name: str) -> Callable[..., Any]:
         raise SalvageError(
             f"the verifier {name!r}: {function_name!r} {told} in module {module_name!r}; correct the name"
         )
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def _named(problem: Problem) -> str:

@@ -1,0 +1,75 @@
+"""Intervals and p-values over failures, as pure functions of arrays: stratified bootstrap, permutation within cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+
+def bootstrap(table: np.ndarray, cell: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Resample failures within each cell; yield the columns' sums of one cell after the other.
+
+    In chunks, so that memory stays bounded: a chunk of counts [chunk, failures of a cell] times the cell's rows.
+
+    Parameters
+    ----------
+    table : array, [failures, columns]
+    cell : array of int, [failures]
+        0 to the number of cells, less one.
+
+    Yields
+    ------
+    array, [resamples, columns]
+        In single precision: intervals are read to three digits.
+    """
+    for c in range(int(cell.max()) + 1):
+        rows = table[cell == c].astype(np.float32)
+        n, rng = len(rows), np.random.default_rng([seed, 4, c])
+        sums = np.empty((resamples, table.shape[1]))
+        chunk = max(1, 4_000_000 // n)
+        for start in range(0, resamples, chunk):
+            size = min(chunk, resamples - start)
+            drawn = rng.integers(n, size=(size, n)) + (np.arange(size) * n)[:, None]
+            counts = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n)
+            sums[start : start + size] = counts.astype(np.float32) @ rows
+        yield sums
+
+
+def shuffled_sums(
+    choice: list[np.ndarray],
+    scores: list[np.ndarray],
+    masks: list[np.ndarray],
+    cell: np.ndarray,
+    permutations: int,
+    seed: list[int],
+) -> np.ndarray:
+    """Return what a policy gathers in each cell with its choices shuffled among failures, [cells, permutations].
+
+    Shuffled within a cell, among the failures in scope in some view, the same way in every view; so what the features
+    tell about the cell counts for nothing, only what they tell about the failure.
+
+    Parameters
+    ----------
+    choice, scores, masks : list of array
+        One a view: operators chosen [failures], rates [failures, operators], who is in scope [failures].
+    """
+    rng = np.random.default_rng(seed)
+    sums = np.zeros((int(cell.max()) + 1, permutations))
+    somewhere = np.any(masks, axis=0)
+    for c in range(len(sums)):
+        rows = np.flatnonzero((cell == c) & somewhere)
+        at = np.arange(len(rows))
+        chunk = max(1, 2_000_000 // max(1, len(rows)))
+        for start in range(0, permutations, chunk):
+            part = sums[c, start : start + chunk]
+            order = rng.permuted(np.tile(at, (len(part), 1)), axis=1)
+            for chosen, rates, mask in zip(choice, scores, masks, strict=True):
+                part += rates[rows][at, chosen[rows][order]] @ mask[rows].astype(np.float64)
+    return sums
+
+
+def p_values(seen: np.ndarray, shuffled: np.ndarray) -> np.ndarray:
+    """Return one-sided p-values [...]: how often shuffled [..., permutations] is at least what was seen [...]."""
+    reached = (shuffled >= np.asarray(seen)[..., None] - 1e-9).sum(-1)
+    return np.asarray((1 + reached) / (1 + shuffled.shape[-1]))
