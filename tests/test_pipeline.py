@@ -35,7 +35,7 @@ def test_the_surfaces_name_the_same_stages():
     commands = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
     assert list(stages) == STAGES
     assert set(entries) == {*STAGES, "main", "route"}
-    assert commands == {*STAGES, "route", "run", "import-rollouts"}
+    assert commands == {*STAGES, "route", "run", "import-rollouts", "import-profiles"}
     for name, stage in stages.items():
         assert stage["cmd"] == f"python -m salvage {name}"
     for name, entry in entries.items():
@@ -141,6 +141,8 @@ def tail(project):
     profiles = _profiles()
     schema.write(profiles, schema.PROFILES, project / "data/profiles/m.parquet")
     schema.write(_attempts(profiles), schema.ATTEMPTS, project / "data/attempts/m.parquet")
+    facts = profiles[["cell", "problem_id"]].assign(**dict.fromkeys(schema.FACTS, 0.5)).assign(n_tokens=9.0)
+    schema.write(facts, schema.FACT_ROWS, project / "data/facts/m.parquet")
     return project
 
 
@@ -158,7 +160,7 @@ def test_the_main_job_ends_in_a_champion_and_then_has_nothing_to_do(tail):
     assert first.returncode == 0, first.stderr
     assert "sparse_steer" in first.stdout
     assert "mlflow ui --backend-store-uri sqlite:///mlflow.db" in first.stdout
-    assert {path.name for path in (tail / "report").iterdir()} == {"failures.png", "rescue.png"}
+    assert {path.name for path in (tail / "report").iterdir()} == {"failures.png", "rescue.png", "budgets.png"}
     rows = json.loads((tail / "metrics/evaluate.json").read_text())
     assert {"cell", "scope", "protocol", "policy", "k", "n", "rescue", "low", "high", "p_value"} <= set(rows[0])
     second = _salvage(tail, "run")
@@ -167,7 +169,7 @@ def test_the_main_job_ends_in_a_champion_and_then_has_nothing_to_do(tail):
     (tail / "mlflow.db").unlink()  # another store: DVC has nothing to do, and yet a champion is needed
     third = _salvage(tail, "run", "--quiet")
     assert third.returncode == 0, third.stderr
-    assert "salvage-router@champion is version 1" in third.stdout
+    assert "rule is version 1 of salvage-router, champion" in third.stdout
 
 
 def _check_runs(folder):

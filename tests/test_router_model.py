@@ -82,9 +82,10 @@ def store(tmp_path_factory):
     drawn = np.random.default_rng(0).normal(size=(40, 3))
     pd.DataFrame(drawn, columns=FEATURES).to_csv(folder / "reference.csv", index=False)
     code = (
-        "import pandas as pd\nfrom salvage import registry, tracking\nfrom salvage.routing import Rule\n"
+        "import pandas as pd\nfrom salvage import registry, tracking\nfrom salvage.routing import Fitted, Rule\n"
+        "rule = Rule.fit(pd.read_csv('reference.csv'))\n"
         "with tracking.run('register'):\n"
-        "    registry.register(Rule.fit(pd.read_csv('reference.csv')), {'failures': 40})\n"
+        "    registry.register(Fitted('rule', rule, None, frozenset()), 'champion', {'failures': 40})\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=folder, env=_environment(), check=True)
     return folder
@@ -153,10 +154,13 @@ def test_served_answer_equals_route_with_the_model(store, port):
     pd.DataFrame(rows).to_csv(store / "rows.csv", index=False)
     command = ["route", "--profiles", "rows.csv", "--model", "models:/salvage-router@champion", "--out", "routed.csv"]
     subprocess.run([sys.executable, "-m", "salvage", *command], cwd=store, env=_environment(), check=True)
-    expected = pd.read_csv(store / "routed.csv")[COLUMNS].to_dict("records")
+    routed = pd.read_csv(store / "routed.csv").drop(columns="cell")
+    expected = routed.astype(object).where(routed.notna(), None).to_dict("records")
     status, told = _post(port, json.dumps({"dataframe_records": rows}))
     assert status == 200
     assert told["predictions"] == expected
+    assert {row["policy"] for row in expected} == {"rule"} and len({row["policy_version"] for row in expected}) == 1
+    assert {row["expected"] for row in expected} == {None}  # the rule knows no rate
     split = pd.DataFrame(rows).drop(columns="cell").to_dict("split")
     assert _post(port, json.dumps({"dataframe_split": split}))[1] == told
     assert {row["operator"] for row in expected} == {"sparse_steer", "sparse_steer_random", "dense_steer"}
@@ -217,7 +221,7 @@ def test_a_request_that_is_no_table_is_answered_400(port, body):
 def test_the_registered_model_holds_no_pickle_and_stands_alone(store):
     files = [path for path in (store / "mlruns").rglob("*") if path.is_file()]
     names = {path.name for path in files}
-    assert {"MLmodel", "rule.json", "router_model.py"} <= names
+    assert {"MLmodel", "policy.json", "router_model.py"} <= names
     assert not [path for path in files if path.suffix in {".pkl", ".pickle", ".pt", ".bin", ".pyc"}]
     model = next(path for path in files if path.name == "MLmodel").read_text()
     assert "spread" in model and "logit_dispersion" in model

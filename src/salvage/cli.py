@@ -250,6 +250,21 @@ def import_rollouts(
     print(f"import-rollouts: {out}: {len(table)} rollouts of {table['problem_id'].nunique()} problems")
 
 
+@app.command("import-profiles")
+def import_profiles(
+    source: Annotated[str, typer.Argument(help="CSV (the authors' form) or Parquet: a file, a folder, or a URL.")],
+    out: Annotated[str, typer.Option(help="The file to write: .parquet, or .csv in the authors' form.")],
+    quiet: Quiet = False,
+) -> None:
+    """Check profiles from elsewhere and write them as a table; or the pipeline's own as a CSV."""
+    from salvage import profile_files
+
+    table = profile_files.fetch_profiles(source)
+    profile_files.write_profiles(table, out)
+    if not quiet:
+        print(f"import-profiles: {out}: {len(table)} failures of {table['cell'].nunique()} cells")
+
+
 def _encoder(name: str) -> Any:
     from transformers import AutoTokenizer
 

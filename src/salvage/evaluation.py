@@ -8,9 +8,11 @@ rest, bootstrap and permutation, sees only those values.
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -485,9 +487,11 @@ def _score_budgets(sheet: Sheet, data: Data, whole: Tallies, policies: Sequence[
 def _plans(data: Data, whole: Tallies, budgets: list[int], transfer: bool) -> dict[int, np.ndarray]:
     """Return the portfolio's attempts in order, [failures, attempts] a budget, fitted on other folds' problems."""
     plans = {budget: np.full((len(data.cell), budget), -1) for budget in budgets}
-    for test, train in _splits(data, data.fold[0], transfer):
+
+    def learn_and_plan(split: tuple[np.ndarray, np.ndarray]) -> None:
+        test, train = split
         if train.sum() < 2 or not test.any():
-            continue
+            return
         fitted = Fitted.fit("portfolio", data.failures[train], whole.take(train), OPERATORS, seed=data.seed)
         held = data.failures[test]
         fitted.refuse_seen(held)
@@ -496,6 +500,10 @@ def _plans(data: Data, whole: Tallies, budgets: list[int], transfer: bool) -> di
         for budget in budgets:
             order = fitted.policy.order(near, fitted.policy.plan(near, budget))
             plans[budget][test, : order.shape[1]] = order
+
+    # each split fills rows of its own; trees and sparse products let other threads run
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        list(threads.map(learn_and_plan, _splits(data, data.fold[0], transfer)))
     return plans
 
 

@@ -99,10 +99,14 @@ class Learned:
         return _rates_at(self.place(failures))
 
     def interval(self, failures: pd.DataFrame) -> np.ndarray:
-        """Return the 95% interval of the mean rescue among failures predicted alike, [n, choices, 2]."""
+        """Return the 95% interval of the mean rescue among failures predicted alike, [n, choices, 2].
+
+        Wide enough to hold the prediction itself, where that disagrees.
+        """
         told = self.expected(failures)
         bins = np.stack([np.searchsorted(self.edges_[c], told[:, c]) for c in range(len(self.choices))], axis=1)
-        return self.reach_[np.arange(len(self.choices)), bins]
+        low, high = np.moveaxis(self.reach_[np.arange(len(self.choices)), bins], -1, 0)
+        return np.stack([np.minimum(low, told), np.maximum(high, told)], axis=-1)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the policy as JSON takes it: the trees as XGBoost's own JSON."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import pandas as pd
 
 from salvage import schema
 from salvage.errors import SalvageError
+from salvage.files import write_text
 from salvage.settings import Settings
 
 if TYPE_CHECKING:
@@ -144,25 +144,10 @@ def _spending(row: dict[str, Any]) -> str:
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write the rows as CSV, beside and then renamed."""
-    _write(path, pd.DataFrame(rows).to_csv(index=False))
+    """Write the rows as CSV."""
+    write_text(path, pd.DataFrame(rows).to_csv(index=False))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, beside and then renamed."""
-    _write(path, json.dumps(value, indent=1) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    """Write beside and rename, so that no half file is ever seen."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text)
-        beside.replace(path)
-    except OSError as error:
-        raise SalvageError(
-            f"{path} cannot be written: {error.strerror or error}; check the folder's permissions"
-        ) from error
-    finally:
-        beside.unlink(missing_ok=True)
+    """Write JSON."""
+    write_text(path, json.dumps(value, indent=1) + "\n")

@@ -171,6 +171,7 @@ def _first_offence(error: Any) -> str:
         return f"rows {rows[:2]} have the same {keys}; each may stand once"
     if isinstance(cases, pd.DataFrame) and len(cases) and pd.notna(cases["index"].iloc[0]):
         value, row = cases["failure_case"].iloc[0], int(cases["index"].iloc[0])
+        value = value.item() if hasattr(value, "item") else value
         return f"row {row}, column {column!r}: {value!r} is not allowed ({_rule(error)}); correct or drop that row"
     return f"column {column!r} has the wrong type ({_rule(error)}); correct it"
 
