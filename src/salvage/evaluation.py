@@ -23,7 +23,7 @@ from salvage import schema
 from salvage.errors import SalvageError
 from salvage.portfolio import Portfolio, all_fail, in_retries, mix_fails, mixes
 from salvage.profiles import STEERABLE_HARD, Tallies, from_rates, problem_folds, regimes_of, slots, tally
-from salvage.resampling import bootstrap, p_values, shuffled_sums
+from salvage.resampling import bootstrap, interval, p_values, shuffled_sums
 from salvage.routing import POLICIES, Fitted, Rule, choose, codes
 
 OPERATORS = schema.OPERATORS
@@ -579,8 +579,8 @@ def _group_rows(
                 column, own = sums[:, i], sheet.values[i][inside].sum()
                 if other is not None:
                     column, own = column - sums[:, other], own - sheet.values[other][inside].sum()
-                low, high = np.percentile(column[some] / drawn[some], [2.5, 97.5])
-                row |= dict(zip(keys, (float(own / weight.sum()), float(low), float(high)), strict=True))
+                bounds = interval(column[some] / drawn[some], n)
+                row |= dict(zip(keys, (float(own / weight.sum()), *bounds), strict=True))
         tokens = sheet.tokens[i]
         spent = None if tokens is None or not n else float(tokens[inside].sum())
         row["tokens"] = None if spent is None else spent / float(weight.sum())

@@ -10,7 +10,7 @@ import pandas as pd
 
 from salvage.portfolio import BUDGET, Portfolio, all_fail, in_retries
 from salvage.profiles import Tallies, problem_folds, problem_keys
-from salvage.resampling import bootstrap
+from salvage.resampling import bootstrap, interval
 from salvage.routing import Fitted, codes, problem_key
 from salvage.schema import OPERATORS
 
@@ -75,7 +75,7 @@ def judge(
     gain = (ours - theirs)[scope]
     cell = np.unique(failures["cell"].to_numpy(str)[scope], return_inverse=True)[1]
     drawn = sum(sums[:, 0] for sums in bootstrap(gain[:, None], cell, resamples, seed))
-    low, high = np.percentile(np.asarray(drawn) / len(gain), [2.5, 97.5])
+    low, high = interval(np.asarray(drawn) / len(gain), len(gain))
     measure = "rescue of one attempt" if budget is None else f"rescue within {budget:g} retries' worth of model-tokens"
     how = (
         "the champion as registered" if frozen else f"both fitted on {FOLDS - 1} folds of {FOLDS}, scored on the other"

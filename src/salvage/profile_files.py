@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -38,20 +40,35 @@ def fetch_profiles(source: str) -> pd.DataFrame:
 
 
 def _downloaded(url: str) -> bytes:
-    if not url.startswith(("http://", "https://")):
+    if not _is_web(url):
         raise SalvageError(f"{url}: only http and https are read; download the file and give its path")
-    # urllib itself refuses to be redirected to anything but http, https and ftp
     try:
-        with urllib.request.urlopen(url, timeout=SECONDS) as answer:  # noqa: S310 - the scheme is checked above
+        with urllib.request.build_opener(_StayOnTheWeb).open(url, timeout=SECONDS) as answer:
             body: bytes = answer.read(MOST_BYTES + 1)
+            promised = int(answer.headers.get("Content-Length", len(body)))
     except urllib.error.HTTPError as error:
         raise SalvageError(f"{url}: the server answers {error.code} {error.reason}; correct the address") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = str(getattr(error, "reason", error)).strip()
         raise SalvageError(f"{url} cannot be reached ({reason}); check the address and the network") from None
     if len(body) > MOST_BYTES:
         raise SalvageError(f"{url}: more than {MOST_BYTES // 10**6} MB; that is no profiles table")
+    if len(body) < promised:  # http.client does not mind, and the last number may have lost digits
+        raise SalvageError(f"{url}: only {len(body)} of {promised} bytes came; try again")
     return body
+
+
+def _is_web(url: str) -> bool:
+    return url.lower().startswith(("http://", "https://"))
+
+
+class _StayOnTheWeb(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to http and https alone; urllib would go to ftp too."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if not _is_web(newurl):
+            raise urllib.error.HTTPError(req.full_url, code, f"{msg} to {newurl}", headers, fp)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def write_profiles(profiles: pd.DataFrame, path: str | Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -168,14 +169,24 @@ def read_profiles(path: str | Path) -> pd.DataFrame:
 
 def _read_csv(path: Path) -> pd.DataFrame:
     try:
-        table = pd.read_csv(path, encoding="utf-8", dtype={"problem_id": str})
+        text = path.read_bytes().decode("utf-8-sig")
+        # all as text: pandas would guess that a problem "NA" is missing and that a model "01" is 1; and the header as a
+        # row, since pandas would rename a name that stands twice and take a field too many for an index
+        rows = pd.read_csv(io.StringIO(text), header=None, dtype=str, keep_default_na=False)
     except FileNotFoundError:
         raise SalvageError(f"{path}: there is no such table; check the path") from None
+    except OSError as error:
+        raise SalvageError(f"{path} cannot be read: {error.strerror or error}; check the path") from None
     except UnicodeDecodeError as error:
         raise SalvageError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
     except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
-        raise SalvageError(f"{path} is not a readable CSV: {str(error).strip()}") from None
-    for name in (n for n in (*schema.FEATURES, *schema.OPERATORS) if n in table):
+        raise SalvageError(f"{path} is not a readable CSV ({str(error).strip()}); correct it") from None
+    names = rows.iloc[0].tolist()
+    twice = [name for name in schema.PROFILES.columns if names.count(name) > 1]
+    if twice:
+        raise SalvageError(f"{path}: column {twice[0]!r} stands twice; drop one")
+    table = rows.iloc[1:].set_axis(names, axis=1).reset_index(drop=True)
+    for name in (n for n in ("n_failed_rollouts", *schema.FEATURES, *schema.OPERATORS) if n in table):
         table[name] = _numbers(table[name], path)
     return table
 

@@ -107,10 +107,7 @@ ATTEMPTS = _table(
 
 PROFILES = _table(
     {
-        "cell": pa.Column(str),
-        "model": pa.Column(str),
-        "task": pa.Column(str),
-        "problem_id": pa.Column(str),
+        **{name: pa.Column(str, pa.Check.str_length(min_value=1)) for name in ("cell", "model", "task", "problem_id")},
         "n_failed_rollouts": pa.Column("int64", pa.Check.ge(1)),
         **{name: pa.Column("float64", _finite) for name in FEATURES},
         **{name: pa.Column("float64", _rate) for name in OPERATORS},
@@ -154,12 +151,25 @@ def check(table: pd.DataFrame, schema: pa.DataFrameSchema, where: str | Path) ->
     missing = [name for name in columns if name not in table.columns]
     if missing:
         raise SalvageError(f"{where}: column {missing[0]!r} is missing; it needs the columns {', '.join(columns)}")
+    _refuse_fractions(table, schema, where)
     try:
         return schema.validate(table[columns].reset_index(drop=True))
     except pa.errors.SchemaErrors as errors:  # pandera's plural: what coercion finds
         raise SalvageError(f"{where}: {_first_offence(errors.schema_errors[0])}") from None
     except pa.errors.SchemaError as error:
         raise SalvageError(f"{where}: {_first_offence(error)}") from None
+
+
+def _refuse_fractions(table: pd.DataFrame, schema: pa.DataFrameSchema, where: str | Path) -> None:
+    # coercion to an integer would cut 3.7 down to 3 and wrap 1e30 round in silence
+    for name, column in schema.columns.items():
+        if str(column.dtype).startswith("int") and pd.api.types.is_float_dtype(table[name]):
+            values = table[name].to_numpy("float64", na_value=float("nan"))
+            bad = ((values % 1 != 0) | (abs(values) >= 2**31)) & (abs(values) < float("inf"))  # others coercion names
+            if bad.any():
+                row = int(bad.argmax())
+                told = f"{where}: row {row}, column {name!r}: {values[row].item()!r}"
+                raise SalvageError(f"{told} is not a whole number, or too large a one; correct or drop that row")
 
 
 def _first_offence(error: Any) -> str:
