@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 import pyarrow as arrow
@@ -163,13 +164,15 @@ def check(table: pd.DataFrame, schema: pa.DataFrameSchema, where: str | Path) ->
 def _refuse_fractions(table: pd.DataFrame, schema: pa.DataFrameSchema, where: str | Path) -> None:
     # coercion to an integer would cut 3.7 down to 3 and wrap 1e30 round in silence
     for name, column in schema.columns.items():
-        if str(column.dtype).startswith("int") and pd.api.types.is_float_dtype(table[name]):
-            values = table[name].to_numpy("float64", na_value=float("nan"))
-            bad = ((values % 1 != 0) | (abs(values) >= 2**31)) & (abs(values) < float("inf"))  # others coercion names
+        kind = str(column.dtype)
+        if kind.startswith("int") and pd.api.types.is_float_dtype(table[name]):
+            values = table[name].to_numpy("float64", na_value=np.nan)
+            with np.errstate(invalid="ignore"):
+                bad = np.isfinite(values) & (values.astype(kind) != values)  # what is not finite, coercion names
             if bad.any():
                 row = int(bad.argmax())
-                told = f"{where}: row {row}, column {name!r}: {values[row].item()!r}"
-                raise SalvageError(f"{told} is not a whole number, or too large a one; correct or drop that row")
+                told = f"{where}: row {row}, column {name!r}: {values[row].item()!r} is not allowed"
+                raise SalvageError(f"{told} (expected a whole number, {kind}); correct or drop that row")
 
 
 def _first_offence(error: Any) -> str:
