@@ -149,5 +149,8 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
+    """Write JSON, a list with a line an entry."""
+    if isinstance(value, list):
+        write_text(path, "[\n" + ",\n".join(map(json.dumps, value)) + "\n]\n")
+    else:
+        write_text(path, json.dumps(value, indent=1) + "\n")
