@@ -13,7 +13,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,8 @@ SCOPES = [STEERABLE_HARD, ALL]
 KS = (1, 2, 4, 8)
 BUDGETS = tuple(range(2, 17))  # in retries' worth of model-tokens
 HINDSIGHT = "best mix (hindsight)"
+PRICES = (0.01, 0.02, 0.05, 0.1)  # stop where another retry's worth of tokens rescues with a smaller chance
+STOPPING = "portfolio, stopping at "
 PAPER_ALONE = (
     "profiles alone allow only the paper's protocol, whose steerable-hard subset is chosen by the rates that it is "
     "scored on; the cross-fitted protocol, success within k attempts, model-tokens, the null line and the portfolio "
@@ -461,8 +463,8 @@ def _score_budgets(sheet: Sheet, data: Data, whole: Tallies, policies: Sequence[
     only_retry = {b: np.zeros((len(data.cell), b), int) for b in budgets}  # the order of attempts, by operator
     for protocol in dict.fromkeys(protocol for protocol, _ in sheet.weights if protocol != "paper"):
         ordered = {"retry": only_retry}
-        if "portfolio" in policies:
-            ordered["portfolio"] = _plans(data, whole, budgets, protocol == "transfer")
+        if "portfolio" in policies and budgets:
+            ordered |= _plans(data, whole, budgets, protocol == "transfer")
         weight = sheet.weights[protocol, ALL]
         for policy, orders in ordered.items():
             for budget, order in orders.items():
@@ -484,9 +486,14 @@ def _score_budgets(sheet: Sheet, data: Data, whole: Tallies, policies: Sequence[
             sheet.add(best * weight, None, **where, only=f"={name}")
 
 
-def _plans(data: Data, whole: Tallies, budgets: list[int], transfer: bool) -> dict[int, np.ndarray]:
-    """Return the portfolio's attempts in order, [failures, attempts] a budget, fitted on other folds' problems."""
+def _plans(data: Data, whole: Tallies, budgets: list[int], transfer: bool) -> dict[str, dict[int, np.ndarray]]:
+    """Return the portfolio's attempts in order, [failures, attempts] a budget, fitted on other folds' problems.
+
+    Beside the portfolio itself, at the largest budget, one for each price below which it stops.
+    """
+    most = budgets[-1]
     plans = {budget: np.full((len(data.cell), budget), -1) for budget in budgets}
+    stopped = {price: np.full((len(data.cell), most), -1) for price in PRICES}
 
     def learn_and_plan(split: tuple[np.ndarray, np.ndarray]) -> None:
         test, train = split
@@ -500,11 +507,15 @@ def _plans(data: Data, whole: Tallies, budgets: list[int], transfer: bool) -> di
         for budget in budgets:
             order = fitted.policy.order(near, fitted.policy.plan(near, budget))
             plans[budget][test, : order.shape[1]] = order
+        counts = fitted.policy.plan(near, most)
+        for price, at_price in stopped.items():
+            order = replace(fitted.policy, price=price).order(near, counts)
+            at_price[test, : order.shape[1]] = order
 
     # each split fills rows of its own; trees and sparse products let other threads run
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
         list(threads.map(learn_and_plan, _splits(data, data.fold[0], transfer)))
-    return plans
+    return {"portfolio": plans, **{f"{STOPPING}{price:g}": {most: order} for price, order in stopped.items()}}
 
 
 def _followed(chance: np.ndarray, tokens: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -17,6 +17,7 @@ MARKERS = {"dense_steer": "s", "sparse_steer": "^", "local_temp": "o", "sparse_s
 PROTOCOLS = {"paper": "#E69F00", "cross-fitted": "#0072B2"}
 SPENDERS = {"retry": "#56B4E9", "portfolio": "#D55E00", "best mix (hindsight)": "#999999"}
 SHOWN_BUDGETS = (2, 4, 8, 16)
+STOPPING = "portfolio, stopping at "  # as the evaluation calls them
 MAX_PANELS = 12
 
 
@@ -66,7 +67,7 @@ def budget_table(rows: list[dict[str, Any]]) -> Table:
     """Return what budgets rescue, all failures: retry, and what portfolio and hindsight's best mix add to it."""
     shown = [row for row in rows if row["budget"] in SHOWN_BUDGETS and ("*" in row["cell"] or row["cell"] == "all")]
     names = list(dict.fromkeys((row["policy"], row["protocol"]) for row in shown))
-    names = [name for name in names if name != ("retry", "transfer")]
+    names = [name for name in names if name != ("retry", "transfer") and not name[0].startswith(STOPPING)]
     table = Table(
         title="Solved within a budget (in retries' worth of model-tokens), all failures, %; then points over retry"
     )
@@ -89,6 +90,22 @@ def budget_table(rows: list[dict[str, Any]]) -> Table:
             table.add_section()
         last = cell
         table.add_row(cell, str(budget), *told)
+    return table
+
+
+def stopping_table(rows: list[dict[str, Any]]) -> Table:
+    """Return what stopping saves: solved and spent by the portfolio at each price, and by retry for as many tokens."""
+    shown = [r for r in rows if r["budget"] is not None and r["protocol"] == "cross-fitted" and r["tokens"] is not None]
+    table = Table(title="The portfolio with stop among its choices: solved, %, for the model-tokens spent on a failure")
+    for name in ("cells", "stops below", "tokens", "solved", "retry, for as many tokens"):
+        table.add_column(name, justify="left" if name == "cells" else "right")
+    for cell in dict.fromkeys(r["cell"] for r in shown if "*" in r["cell"] or r["cell"] == "all"):
+        own = [r for r in shown if r["cell"] == cell]
+        spent, rescued = np.array(sorted((r["tokens"], r["rescue"]) for r in own if r["policy"] == "retry")).T
+        for row in (r for r in own if r["policy"].startswith(STOPPING)):
+            alone = f"{100 * np.interp(row['tokens'], spent, rescued):.1f}" if row["tokens"] >= spent[0] else ""
+            price, solved = row["policy"].removeprefix(STOPPING), _interval(row, "rescue", ".1f")
+            table.add_row(cell, price, f"{row['tokens']:.0f}", solved, alone)
     return table
 
 
@@ -128,7 +145,7 @@ def answer_table(table: pd.DataFrame, limit: int = 20) -> Table:
 def show(rows: list[dict[str, Any]]) -> None:
     """Print the evaluation's tables: one attempt, budgets, transfer."""
     show_table(evaluation_table(rows))
-    for table in (budget_table(rows), transfer_table(rows)):
+    for table in (budget_table(rows), stopping_table(rows), transfer_table(rows)):
         if table.row_count:
             show_table(table)
 
