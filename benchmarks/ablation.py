@@ -19,7 +19,7 @@ BUDGETS = (2, 4, 8, 16)
 
 
 def main(folder: str) -> None:
-    """Print points over retry, all failures, at four budgets, and the first attempt's worth of knowing the cell alone."""
+    """Print points over retry at four budgets, all failures, for what the portfolio may know."""
     tables = Path(folder)
     profiles = read_profiles(tables / "profiles")
     attempts = schema.read(tables / "attempts", schema.ATTEMPTS)
