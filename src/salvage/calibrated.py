@@ -90,9 +90,13 @@ def _shrunk(values: np.ndarray, index: np.ndarray, n: np.ndarray) -> tuple[np.nd
     noise = max(float(values.var()), 1e-12) if len(values) > 1 else 1.0
     noise_within = float(((values - means[index]) ** 2).sum() / max(len(values) - len(n), 1)) or noise
     pool = float((n * means).sum() / n.sum())
-    between = max(0.0, float(((means - pool) ** 2 - noise_within / n).mean()))
+    # DerSimonian and Laird's estimate: a cell counts by its failures, so that a small one's noise hides nothing
+    spread = float((n * (means - pool) ** 2).sum()) - (len(n) - 1) * noise_within
+    between = max(0.0, spread / max(n.sum() - (n**2).sum() / n.sum(), 1e-12))
     weight = between / (between + noise_within / n)
-    return pool + weight * (means - pool), weight * noise_within / n, pool, between + noise_within / n.sum()
+    of_pool = noise_within / n.sum()
+    variance = weight * noise_within / n + (1 - weight) ** 2 * of_pool
+    return pool + weight * (means - pool), variance, pool, between + of_pool
 
 
 @dataclass(frozen=True)
