@@ -6,7 +6,6 @@ a wrong row is named where it enters and not ten stages later.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 
 from salvage.errors import SalvageError
+from salvage.files import beside
 
 FEATURES = ["spread", "concentration", "logit_dispersion"]
 INTERVENTIONS = ["sparse_steer", "sparse_steer_random", "local_temp", "dense_steer"]
@@ -207,17 +207,8 @@ def write(table: pd.DataFrame, schema: pa.DataFrameSchema, path: str | Path, fin
     path = Path(path)
     data = arrow.Table.from_pandas(check(table, schema, path), preserve_index=False)
     data = data.replace_schema_metadata({"salvage.fingerprint": fingerprint})
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            parquet.write_table(data, beside, compression="zstd", compression_level=9)
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
-    except OSError as error:
-        why = error.strerror or error
-        raise SalvageError(f"{path} cannot be written: {why}; check the folder's permissions") from error
+    with beside(path) as part:
+        parquet.write_table(data, part, compression="zstd", compression_level=9)
 
 
 def read(path: str | Path, schema: pa.DataFrameSchema) -> pd.DataFrame:
