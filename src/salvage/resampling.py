@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
-from scipy.stats import norm, t
+from scipy.special import ndtr, stdtrit
 
 
 def bootstrap(table: np.ndarray, cell: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
@@ -43,10 +44,15 @@ def interval(resampled: np.ndarray, n: int) -> tuple[float, float]:
     With n of them a percentile interval is too narrow, as one with n instead of n - 1 and the normal's 1.96 instead of
     Student's t; at 60 failures by 3%, at 1,000 by nothing to speak of (Hesterberg 2015, "expanded percentile").
     """
-    freedom = max(n - 1, 1)
-    level = 100 * float(norm.cdf(-np.sqrt(n / freedom) * t.ppf(0.975, freedom)))
+    level = _level(n)
     low, high = np.percentile(resampled, [level, 100 - level])
     return float(low), float(high)
+
+
+@cache
+def _level(n: int) -> float:
+    freedom = max(n - 1, 1)
+    return 100 * float(ndtr(-np.sqrt(n / freedom) * stdtrit(freedom, 0.975)))
 
 
 def shuffled_sums(
