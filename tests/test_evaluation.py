@@ -48,6 +48,16 @@ def planted(truth, *, attempts=12, cells=1, seed=0, features=None):
     return profiles, tried
 
 
+def pointing(n, low, high):
+    """Return features and truth of n failures: the largest feature names what rescues at the high rate."""
+    best = np.random.default_rng(3).integers(3, size=n)
+    features = np.random.default_rng(4).normal(size=(n, 3)) * 0.1
+    features[np.arange(n), best] += 2
+    truth = np.full((n, 5), low)
+    truth[np.arange(n), [OPERATORS.index(("dense_steer", "sparse_steer", "local_temp")[b]) for b in best]] = high
+    return features, truth
+
+
 def picked(rows, **where):
     """Return the rescue by policy of one cell (`all` unless told), scope and protocol."""
     where = {"cell": "all", "scope": "steerable-hard", "protocol": "paper", "k": 1} | where
@@ -128,12 +138,7 @@ def test_cross_fitted_rates_are_unbiased_over_all_failures():
 
 def test_a_rule_that_is_right_is_found_right():
     # what each failure's largest feature names rescues it, nothing else does
-    n = 600
-    best = np.random.default_rng(3).integers(3, size=n)
-    features = np.random.default_rng(4).normal(size=(n, 3)) * 0.1
-    features[np.arange(n), best] += 2
-    truth = np.full((n, 5), 0.1)
-    truth[np.arange(n), [OPERATORS.index(("dense_steer", "sparse_steer", "local_temp")[b]) for b in best]] = 0.8
+    features, truth = pointing(600, 0.1, 0.8)
     rows = evaluate(*planted(truth, features=features, cells=2), **FEW)
     for protocol in ("paper", "cross-fitted"):
         got = picked(rows, protocol=protocol)
@@ -349,12 +354,7 @@ def test_no_lift_is_seen_where_there_is_none(record_property):
 
 def test_a_known_lift_is_recovered():
     # the largest feature names what rescues half of the time; the rest a fifth
-    n = 1200
-    best = np.random.default_rng(3).integers(3, size=n)
-    features = np.random.default_rng(4).normal(size=(n, 3)) * 0.1
-    features[np.arange(n), best] += 2
-    truth = np.full((n, 5), 0.2)
-    truth[np.arange(n), [OPERATORS.index(("dense_steer", "sparse_steer", "local_temp")[b]) for b in best]] = 0.5
+    features, truth = pointing(1200, 0.2, 0.5)
     rows = evaluate(*planted(truth, features=features, cells=3), **FEW | {"policies": ("calibrated", "learned")})
     for policy in ("rule", "calibrated", "learned"):
         where = {"cell": "all", "scope": "all", "protocol": "cross-fitted", "policy": policy, "k": 1}

@@ -51,10 +51,10 @@ def test_every_policy_survives_being_frozen(policy: str) -> None:
         == frozen["version"]
         == Fitted.fit(policy, failures, tallies, OPERATORS).to_dict()["version"]
     )
-    told = pd.DataFrame(answer_fitted(again, frozen["version"], failures, "here"))
+    told = pd.DataFrame(answer_fitted(again, failures, "here"))
     assert set(told["operator"]) <= set(OPERATORS) and set(told["policy"]) == {policy}
     unseen = failures[FEATURES].head(3)  # neither cell nor facts
-    assert len(answer_fitted(again, "", unseen, "here")["operator"]) == 3
+    assert len(answer_fitted(again, unseen, "here")["operator"]) == 3
     if policy in ("calibrated", "learned", "portfolio"):
         assert (told["expected_low"] <= told["expected"] + 1e-9).all()
         assert (told["expected"] <= told["expected_high"] + 1e-9).all()
@@ -68,7 +68,7 @@ def test_a_bad_fact_is_named_by_row_and_column() -> None:
     rows = failures.head(3).astype({"entropy": object})
     rows.loc[1, "entropy"] = "abc"
     with pytest.raises(SalvageError, match="row 1, column 'entropy': 'abc' is not a number"):
-        answer_fitted(fitted, "", rows, "request")
+        answer_fitted(fitted, rows, "request")
 
 
 def test_the_gate_opens_for_a_gain_and_only_then() -> None:
@@ -150,7 +150,7 @@ def test_a_registered_policy_answers_as_it_did(project: settings.Settings, polic
     model = mlflow.pyfunc.load_model(registry.CHAMPION)
     rows = learnt()[0].head(5)[["cell", "n_failed_rollouts", *FEATURES, *FACTS]]
     fitted = registry.load(registry.CHAMPION)
-    expected = pd.DataFrame(answer_fitted(fitted, fitted.to_dict()["version"], rows, "here")).to_dict("records")
+    expected = pd.DataFrame(answer_fitted(fitted, rows, "here")).to_dict("records")
     assert model.predict(rows) == expected
     names = {path.suffix for path in Path("mlruns").rglob("*")}
     assert not names & {".pkl", ".pickle", ".cloudpickle", ".bin"}

@@ -39,7 +39,7 @@ def answer(rule: Rule, table: pd.DataFrame, where: str) -> dict[str, list[Any]]:
     return dict(zip(COLUMNS, columns, strict=True))
 
 
-def answer_fitted(fitted: Fitted, version: str, table: pd.DataFrame, where: str) -> dict[str, list[Any]]:
+def answer_fitted(fitted: Fitted, table: pd.DataFrame, where: str) -> dict[str, list[Any]]:
     """Return the same for any fitted policy, and what it knows beyond the z-scores.
 
     Added are the policy, its version, the expected rescue of the chosen operator with its 95% interval (None where the
@@ -51,16 +51,16 @@ def answer_fitted(fitted: Fitted, version: str, table: pd.DataFrame, where: str)
     if policy is not None:
         failures = _failures(table, where)
         worth = policy.expected(failures)
-        told["operator"] = pick(worth, policy.choices).tolist()
-        if isinstance(policy, KnowsRates):
-            known = _chosen(policy, worth, failures, told["operator"])
         if isinstance(policy, Plans):
             near = policy.neighbours(failures)
             order = policy.order(near, policy.plan(near))
             known["plan"] = [" ".join(policy.choices[o] for o in row if o >= 0) for row in order]
             told["operator"] = [plan.partition(" ")[0] or "stop" for plan in known["plan"]]
+        else:
+            told["operator"] = pick(worth, policy.choices).tolist()
+        if isinstance(policy, KnowsRates):
             known |= _chosen(policy, worth, failures, [o if o != "stop" else "retry" for o in told["operator"]])
-    return told | {"policy": [fitted.name] * n, "policy_version": [version] * n} | known
+    return told | {"policy": [fitted.name] * n, "policy_version": [fitted.version] * n} | known
 
 
 def _chosen(policy: KnowsRates, worth: np.ndarray, failures: pd.DataFrame, told: list[str]) -> dict[str, list[Any]]:

@@ -84,6 +84,11 @@ class CellRates:
         return cls({cell: rates(entry) for cell, entry in frozen["cells"].items()}, rates(frozen["pool"]))
 
 
+def cells_of(failures: pd.DataFrame) -> np.ndarray:
+    """Return each failure's cell, [n] str; none where no cell is named."""
+    return failures["cell"].to_numpy(str) if "cell" in failures else np.full(len(failures), "")
+
+
 def _shrunk(values: np.ndarray, index: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, float]:
     """Return the cells' posterior means and variances, the pool's mean, and its variance for a new cell."""
     means = np.bincount(index, values) / n
@@ -151,8 +156,7 @@ class Calibrated:
 
     def tilt(self, failures: pd.DataFrame) -> np.ndarray:
         """Return the z that points to each choice, [n, choices], less their mean over the choices."""
-        z = np.empty((len(failures), 3))
-        cell = failures["cell"].to_numpy(str) if "cell" in failures else np.full(len(failures), "")
+        z, cell = np.empty((len(failures), 3)), cells_of(failures)
         for name in np.unique(cell):
             inside = cell == name
             z[inside] = self.rules_.get(str(name), self.rule_).scores(failures[inside])
@@ -164,18 +168,15 @@ class Calibrated:
 
     def expected(self, failures: pd.DataFrame) -> np.ndarray:
         """Return the expected rescue rates, [n, choices], between 0 and 1 once outcomes were seen."""
-        level, advantage, _ = self.rates_.of(self._cells(failures))
+        level, advantage, _ = self.rates_.of(cells_of(failures))
         told = level[:, None] + advantage + self.slope_ * self.tilt(failures)
         return np.clip(told, 0, 1) if self.rates_.cells_ else told
 
     def interval(self, failures: pd.DataFrame) -> np.ndarray:
         """Return 95% intervals of the cell's rates as tilted, [n, choices, 2]; 0 to 1 where no outcome was seen."""
-        half = 1.96 * np.sqrt(self.rates_.of(self._cells(failures))[2])
+        half = 1.96 * np.sqrt(self.rates_.of(cells_of(failures))[2])
         told = self.expected(failures)
         return np.clip(np.stack([told - half, told + half], axis=-1), 0, 1)
-
-    def _cells(self, failures: pd.DataFrame) -> np.ndarray:
-        return failures["cell"].to_numpy(str) if "cell" in failures else np.full(len(failures), "")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the policy as JSON takes it."""

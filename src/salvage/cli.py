@@ -110,8 +110,7 @@ def route(
         from salvage import registry, tracking
 
         tracking.connect()
-        fitted = registry.load(model)
-        told = answers.answer_fitted(fitted, fitted.to_dict()["version"], table, profiles)
+        told = answers.answer_fitted(registry.load(model), table, profiles)
     elif reference:
         rule = answers.fit(answers.read_table(reference), reference, fallback=not no_fallback)
         told = answers.answer(rule, table, profiles)

@@ -21,8 +21,8 @@ import pandas as pd
 
 from salvage import schema
 from salvage.errors import SalvageError
-from salvage.portfolio import Portfolio, all_fail, in_retries, mix_fails, mixes
-from salvage.profiles import STEERABLE_HARD, Tallies, from_rates, problem_folds, regimes_of, slots, tally
+from salvage.portfolio import Portfolio, all_fail, in_retries, mix_fails, mixes, own_mix_fails
+from salvage.profiles import STEERABLE_HARD, Tallies, from_rates, made_by, problem_folds, regimes_of, slots, tally
 from salvage.resampling import bootstrap, interval, p_values, shuffled_sums
 from salvage.routing import POLICIES, Fitted, Rule, choose, codes
 
@@ -159,12 +159,12 @@ def evaluate(
     if attempts is None:
         warnings.warn(PAPER_ALONE, stacklevel=2)
     else:
-        chosen = attempts[(attempts["anchor"] == anchor) & (attempts["continuation"] == continuation)]
+        chosen = made_by(attempts, anchor, continuation)
         if chosen.empty:
             raise SalvageError(f"attempts: none has anchor {anchor!r} with continuation {continuation!r}; make some")
         # never [seed, 0]: numpy gives that the stream of `seed` alone, which may have drawn the attempts themselves
         one, two = halves(data.failures, chosen, np.random.default_rng([seed, 5]))
-        whole = Tallies(one.correct + two.correct, one.tried + two.tried, _mean_tokens(one, two))
+        whole = _together([one, two])
         protocols = {"paper": [View(whole, whole)], "cross-fitted": [View(one, two), View(two, one)]}
         rows += null_line(whole.correct, whole.tried, data.cell, data.names, np.random.default_rng([seed, 1]))
     sheet = Sheet()
@@ -249,10 +249,15 @@ def halves(profiles: pd.DataFrame, attempts: pd.DataFrame, rng: np.random.Genera
     return made
 
 
-def _mean_tokens(one: Tallies, two: Tallies) -> np.ndarray | None:
+def _together(parts: list[Tallies]) -> Tallies:
+    """Return the attempts of all parts as one tally."""
+    if len(parts) == 1:
+        return parts[0]
+    one, two = parts
+    correct, tried = one.correct + two.correct, one.tried + two.tried
     if one.tokens is None or two.tokens is None:
-        return None
-    return np.asarray((one.tokens * one.tried + two.tokens * two.tried) / (one.tried + two.tried))
+        return Tallies(correct, tried)
+    return Tallies(correct, tried, (one.tokens * one.tried + two.tokens * two.tried) / tried)
 
 
 # ------------------------------------------------------------------ policies
@@ -272,9 +277,11 @@ def _score(
     weight = np.sum(masks, axis=0).astype(np.float64)
     sheet.weights[protocol, scope] = weight
     where = {"protocol": protocol, "scope": scope}
+    ks = _ks(views)
+    chances = [all_fail(view.scores, ks[-1]) for view in views]
     for policy, only, weights, p_cells in _weights(data, protocol, views, masks, scope, policies):
-        for k in _ks(views):
-            values, tokens = _gathered(views, masks, weights, k)
+        for k in ks:
+            values, tokens = _gathered(views, chances, masks, weights, k)
             sheet.add(values, tokens, **where, policy=policy, k=k, only=only)
         if p_cells:
             _add_p_values(sheet, data, where, policy, only, (views, masks, weights), permutations)
@@ -327,7 +334,7 @@ def _held_out_weights(
             # what is in scope by one half counts with what the other half gave: no curse in the training either
             rows = [np.flatnonzero(train & mask) for mask in masks]
             if scope == ALL:  # both halves together: every attempt once
-                rows, scores = rows[:1], [_together(views)]
+                rows, scores = rows[:1], [_together([view.scores for view in views])]
             else:
                 scores = [view.scores for view in views]
             index = np.concatenate(rows)
@@ -372,13 +379,6 @@ def held_out_route(fitted: Fitted, failures: pd.DataFrame) -> np.ndarray:
     return fitted.route(failures)
 
 
-def _together(views: list[View]) -> Tallies:
-    if len(views) == 1:
-        return views[0].scores
-    one, two = (view.scores for view in views)
-    return Tallies(one.correct + two.correct, one.tried + two.tried, _mean_tokens(one, two))
-
-
 def _stacked(parts: list[Tallies]) -> Tallies:
     tokens = [part.tokens for part in parts if part.tokens is not None]
     return Tallies(
@@ -412,15 +412,14 @@ def _ks(views: list[View]) -> list[int]:
 
 
 def _gathered(
-    views: list[View], masks: list[np.ndarray], weights: list[np.ndarray], k: int
+    views: list[View], chances: list[np.ndarray], masks: list[np.ndarray], weights: list[np.ndarray], k: int
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Return what k attempts under the chosen operator rescue, and the model-tokens they spend, summed over views."""
     values, tokens = np.zeros(len(masks[0])), np.zeros(len(masks[0]))
-    for view, mask, weight in zip(views, masks, weights, strict=True):
+    for view, chance, mask, weight in zip(views, chances, masks, weights, strict=True):
         scores = view.scores
         if scores.tokens is None:
             return (scores.rates * weight).sum(axis=1) * mask, None
-        chance = all_fail(scores, k)
         values += ((1 - chance[..., k]) * weight).sum(axis=1) * mask
         tokens += (scores.tokens * chance[..., :k].sum(axis=-1) * weight).sum(axis=1) * mask
     return values, tokens
@@ -505,9 +504,9 @@ def _plans(data: Data, whole: Tallies, budgets: list[int], transfer: bool) -> di
         assert isinstance(fitted.policy, Portfolio)
         near = fitted.policy.neighbours(held)
         for budget in budgets:
-            order = fitted.policy.order(near, fitted.policy.plan(near, budget))
+            counts = fitted.policy.plan(near, budget)
+            order = fitted.policy.order(near, counts)
             plans[budget][test, : order.shape[1]] = order
-        counts = fitted.policy.plan(near, most)
         for price, at_price in stopped.items():
             order = replace(fitted.policy, price=price).order(near, counts)
             at_price[test, : order.shape[1]] = order
@@ -532,7 +531,7 @@ def _followed(chance: np.ndarray, tokens: np.ndarray, order: np.ndarray) -> tupl
         going = order[:, step] >= 0
         spent += np.where(going, resisted * tokens[at, order[:, step]], 0)
         counts[at[going], order[going, step]] += 1
-        resisted = np.prod([chance[at, o, counts[:, o]] for o in range(5)], axis=0)
+        resisted = own_mix_fails(chance, counts)
     return 1 - resisted, spent
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from salvage.portfolio import BUDGET, Portfolio, all_fail, in_retries
+from salvage.portfolio import BUDGET, SLACK, Portfolio, all_fail, in_retries, own_mix_fails
 from salvage.profiles import Tallies, problem_folds, problem_keys
 from salvage.resampling import bootstrap, interval
 from salvage.routing import Fitted, codes, problem_key
@@ -103,9 +103,8 @@ def _fold_by_fold(
 
 def _rescued(fitted: Fitted, failures: pd.DataFrame, tallies: Tallies, budget: float | None) -> np.ndarray:
     """Return each failure's chance of rescue, by one attempt or within a budget."""
-    at = np.arange(len(failures))
     if budget is None or tallies.tokens is None:
-        return np.asarray(tallies.rates[at, codes(fitted.route(failures))])
+        return np.asarray(tallies.rates[np.arange(len(failures)), codes(fitted.route(failures))])
     chance = all_fail(tallies, int(tallies.tried.min(axis=0).max()))
     if isinstance(fitted.policy, Portfolio):
         counts = np.zeros((len(failures), len(OPERATORS)), int)
@@ -113,13 +112,12 @@ def _rescued(fitted: Fitted, failures: pd.DataFrame, tallies: Tallies, budget: f
     else:
         counts = _repeated(fitted.route(failures), in_retries(tallies.tokens), budget)
     most = tallies.tried.min(axis=0).astype(int)
-    counts = np.minimum(counts, most)
-    return np.asarray(1 - np.prod([chance[at, o, counts[:, o]] for o in range(len(OPERATORS))], axis=0))
+    return 1 - own_mix_fails(chance, np.minimum(counts, most))
 
 
 def _repeated(operators: np.ndarray, cost: np.ndarray, budget: float) -> np.ndarray:
     """Return the attempts [n, operators] that a budget affords of one operator each."""
     at = codes(operators)
     counts = np.zeros((len(at), len(OPERATORS)), int)
-    counts[np.arange(len(at)), at] = (budget * 1.005 / cost).astype(int)[at]
+    counts[np.arange(len(at)), at] = (budget * SLACK / cost).astype(int)[at]
     return counts

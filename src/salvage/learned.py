@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from salvage.calibrated import CellRates
+from salvage.calibrated import CellRates, cells_of
 from salvage.profiles import Tallies, problem_folds
 from salvage.routing import codes, pick
 from salvage.schema import FACTS, FEATURES
@@ -90,7 +90,7 @@ class Learned:
 
     def place(self, failures: pd.DataFrame) -> np.ndarray:
         """Return where failures lie: level and advantages, [n, 1 + choices]."""
-        level, advantage, _ = self.rates_.of(_cells(failures))
+        level, advantage, _ = self.rates_.of(cells_of(failures))
         start = np.column_stack([level, advantage])
         return _centred(start + self.booster_.inplace_predict(_inputs(failures, start, self.most_failed_)))
 
@@ -143,7 +143,7 @@ def out_of_fold(
         if held.all():  # one problem alone: nothing is held out
             other = held
         booster = _boost(failures[other], rates[other], most, values, seed)
-        start = np.column_stack(CellRates.fit(_cells(failures[other]), rates[other]).of(_cells(failures[held]))[:2])
+        start = np.column_stack(CellRates.fit(cells_of(failures[other]), rates[other]).of(cells_of(failures[held]))[:2])
         place[held] = _centred(start + booster.inplace_predict(_inputs(failures[held], start, most)))
     return place
 
@@ -162,7 +162,7 @@ def _boost(failures: pd.DataFrame, rates: np.ndarray, most: float, values: dict[
     import xgboost
 
     fold = problem_folds(failures, INNER, np.random.default_rng([seed, 12]))
-    cell = _cells(failures)
+    cell = cells_of(failures)
     start = np.zeros((len(failures), 1 + rates.shape[1]))
     for k in np.unique(fold):
         held = fold == k
@@ -212,10 +212,6 @@ def _inputs(failures: pd.DataFrame, start: np.ndarray, most: float) -> np.ndarra
         known["failed_share"] = failures["n_failed_rollouts"].to_numpy(np.float64) / most
     nothing = np.full(len(failures), np.nan)
     return np.column_stack([*(known.get(name, nothing) for name in (*FEATURES, *FACTS)), start])
-
-
-def _cells(failures: pd.DataFrame) -> np.ndarray:
-    return failures["cell"].to_numpy(str) if "cell" in failures else np.full(len(failures), "")
 
 
 def _bins(told: np.ndarray, rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -26,6 +26,7 @@ from salvage.routing import codes
 NEIGHBOURS = 300
 SCALE = (10.0, 50.0)  # of level and advantages: advantages are an order of magnitude smaller
 BUDGET = 8.0  # attempts' worth of retries, where none is told
+SLACK = 1.005  # a budget counts as kept to half a percent: attempts differ in length by more
 ASKED = 100  # neighbours that the order of attempts is told from
 CHUNK = 1000  # failures planned at once
 
@@ -56,9 +57,9 @@ def in_retries(tokens: np.ndarray) -> np.ndarray:
 def mixes(cost: np.ndarray, budget: float, most: np.ndarray) -> np.ndarray:
     """Return the mixes [mixes, operators] of attempts that a budget affords and that leave no room for another.
 
-    A budget counts as kept to half a percent: attempts differ in length by more.
+    A budget counts as kept to half a percent (`SLACK`).
     """
-    budget *= 1.005
+    budget *= SLACK
     afford = [range(int(min(m, budget // c)) + 1) for c, m in zip(cost, most, strict=True)]
     every = np.array(list(product(*afford)))
     spent = every @ cost
@@ -73,6 +74,12 @@ def mix_fails(chance: np.ndarray, every: np.ndarray) -> np.ndarray:
     for o in range(every.shape[1]):
         result *= chance[:, o].astype(np.float32)[:, every[:, o]]
     return result
+
+
+def own_mix_fails(chance: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return the chance [failures] that every attempt of a failure's own mix, `counts` [failures, operators], fails."""
+    at = np.arange(len(chance))
+    return np.prod([chance[at, o, counts[:, o]] for o in range(counts.shape[1])], axis=0)
 
 
 @dataclass(frozen=True)

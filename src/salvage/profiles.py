@@ -58,7 +58,7 @@ def make_profiles(features: pd.DataFrame, attempts: pd.DataFrame, *, anchor: str
     grouped = features.groupby(key, sort=False)
     profiles = grouped[schema.FEATURES].mean()
     profiles.insert(0, "n_failed_rollouts", grouped.size())
-    chosen = attempts[(attempts["anchor"] == anchor) & (attempts["continuation"] == continuation)]
+    chosen = made_by(attempts, anchor, continuation)
     rates = chosen.pivot_table(index=key, columns="operator", values="correct", aggfunc="mean", observed=True)
     profiles = profiles.join(rates.reindex(columns=schema.OPERATORS)).reset_index()
     lacking = profiles[schema.OPERATORS].isna()
@@ -71,6 +71,11 @@ def make_profiles(features: pd.DataFrame, attempts: pd.DataFrame, *, anchor: str
         )
     parts = profiles["cell"].str.partition("|")
     return profiles.assign(model=parts[0], task=parts[2])[list(schema.PROFILES.columns)]
+
+
+def made_by(attempts: pd.DataFrame, anchor: str, continuation: str) -> pd.DataFrame:
+    """Return the attempts of one anchor and continuation: no two of them share a table row."""
+    return attempts[(attempts["anchor"] == anchor) & (attempts["continuation"] == continuation)]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ MARKERS = {"dense_steer": "s", "sparse_steer": "^", "local_temp": "o", "sparse_s
 PROTOCOLS = {"paper": "#E69F00", "cross-fitted": "#0072B2"}
 SPENDERS = {"retry": "#56B4E9", "portfolio": "#D55E00", "best mix (hindsight)": "#999999"}
 SHOWN_BUDGETS = (2, 4, 8, 16)
-STOPPING = "portfolio, stopping at "  # as the evaluation calls them
 MAX_PANELS = 12
 
 
@@ -65,6 +64,8 @@ def transfer_table(rows: list[dict[str, Any]]) -> Table:
 
 def budget_table(rows: list[dict[str, Any]]) -> Table:
     """Return what budgets rescue, all failures: retry, and what portfolio and hindsight's best mix add to it."""
+    from salvage.evaluation import STOPPING
+
     shown = [row for row in rows if row["budget"] in SHOWN_BUDGETS and ("*" in row["cell"] or row["cell"] == "all")]
     names = list(dict.fromkeys((row["policy"], row["protocol"]) for row in shown))
     names = [name for name in names if name != ("retry", "transfer") and not name[0].startswith(STOPPING)]
@@ -95,6 +96,8 @@ def budget_table(rows: list[dict[str, Any]]) -> Table:
 
 def stopping_table(rows: list[dict[str, Any]]) -> Table:
     """Return what stopping saves: solved and spent by the portfolio at each price, and by retry for as many tokens."""
+    from salvage.evaluation import STOPPING
+
     shown = [r for r in rows if r["budget"] is not None and r["protocol"] == "cross-fitted" and r["tokens"] is not None]
     table = Table(title="The portfolio with stop among its choices: solved, %, for the model-tokens spent on a failure")
     for name in ("cells", "stops below", "tokens", "solved", "retry, for as many tokens"):

@@ -84,12 +84,11 @@ def register(settings: Settings, policy: str = "", *, force: bool = False) -> st
 
 def _to_learn_from(settings: Settings) -> tuple[pd.DataFrame, Tallies]:
     from salvage.evaluation import with_facts
-    from salvage.profiles import tally
+    from salvage.profiles import made_by, tally
 
     failures = with_facts(schema.read(PROFILES, schema.PROFILES), schema.read(FACTS, schema.FACT_ROWS))
-    attempts = schema.read(ATTEMPTS, schema.ATTEMPTS)
     values = settings["intervene"]
-    mine = attempts[(attempts["anchor"] == values["anchor"]) & (attempts["continuation"] == values["continuation"])]
+    mine = made_by(schema.read(ATTEMPTS, schema.ATTEMPTS), values["anchor"], values["continuation"])
     return failures, tally(failures, mine)[0]
 
 

@@ -27,13 +27,12 @@ class Router(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Read the policy that was registered."""
-        frozen = json.loads(Path(context.artifacts["policy"]).read_text())
-        self.fitted_, self.version_ = Fitted.from_dict(frozen), frozen["version"]
+        self.fitted_ = Fitted.from_dict(json.loads(Path(context.artifacts["policy"]).read_text()))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> list[dict]:
         """Return the answer for each row, or refuse with a sentence (HTTP 400)."""
         try:
-            columns = answer_fitted(self.fitted_, self.version_, model_input, "request")
+            columns = answer_fitted(self.fitted_, model_input, "request")
         except SalvageError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

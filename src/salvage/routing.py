@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -348,6 +349,11 @@ class Fitted:
                     f"policy {self.name!r} was fitted on problem {str(key)!r} (row {i}) and cannot be scored on it; "
                     "score it on problems that it has not seen"
                 )
+
+    @cached_property
+    def version(self) -> str:
+        """A hash of all that `to_dict` tells; the same for the same policy fitted on the same failures."""
+        return str(self.to_dict()["version"])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fitted policy as JSON takes it; `version` is a hash of all the rest."""
