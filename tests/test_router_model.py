@@ -2,13 +2,9 @@
 
 import http.client
 import json
-import os
-import signal
-import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,6 +14,7 @@ from salvage.answers import COLUMNS, answer, answer_by_cell, read_table
 from salvage.errors import SalvageError
 from salvage.routing import Rule, decide
 from salvage.schema import FEATURES
+from serving import environment, post, served
 
 ROW = {"spread": 0.2, "concentration": 2.0, "logit_dispersion": -0.9, "cell": "a"}
 
@@ -87,65 +84,15 @@ def store(tmp_path_factory):
         "with tracking.run('register'):\n"
         "    registry.register(Fitted('rule', rule, None, frozenset()), 'champion', {'failures': 40})\n"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=folder, env=_environment(), check=True)
+    subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment(), check=True)
     return folder
 
 
 @pytest.fixture(scope="module")
 def port(store):
-    """The port of the champion, served by MLflow in a process that does not see this repository's working folder."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        number = free.getsockname()[1]
-    command = f"models serve -m models:/salvage-router@champion -h 127.0.0.1 -p {number} --env-manager local".split()
-    environment = {name: value for name, value in _environment().items() if name != "PYTHONPATH"}
-    log = (store / "serve.log").open("w")
-    server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", *command],
-        cwd=store,
-        env=environment,
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-    )
-    try:
-        _wait(number, server, store / "serve.log")
+    """The port of the served champion."""
+    with served(store, "salvage-router") as number:
         yield number
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(timeout=20)
-
-
-def _environment():
-    source = str(Path(__file__).parents[1] / "src")
-    here = str(Path(sys.executable).parent)
-    return {
-        **os.environ,
-        "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db",
-        "PYTHONPATH": source,
-        "PATH": here + os.pathsep + os.environ["PATH"],
-    }
-
-
-def _wait(number, server, log):
-    for _ in range(600):
-        assert server.poll() is None, log.read_text()
-        try:
-            connection = http.client.HTTPConnection("127.0.0.1", number, timeout=5)
-            connection.request("GET", "/ping")
-            if connection.getresponse().status == 200:
-                return
-        except OSError:
-            pass
-        time.sleep(0.1)
-    raise AssertionError(log.read_text())
-
-
-def _post(number, body, kind="application/json"):
-    connection = http.client.HTTPConnection("127.0.0.1", number, timeout=20)
-    connection.request("POST", "/invocations", body, {"Content-Type": kind})
-    response = connection.getresponse()
-    return response.status, json.loads(response.read())
 
 
 @pytest.mark.slow
@@ -153,16 +100,16 @@ def test_served_answer_equals_route_with_the_model(store, port):
     rows = [ROW, {**ROW, "spread": -2, "concentration": -1.5, "logit_dispersion": -3.25}, {**ROW, "spread": 3.5}]
     pd.DataFrame(rows).to_csv(store / "rows.csv", index=False)
     command = ["route", "--profiles", "rows.csv", "--model", "models:/salvage-router@champion", "--out", "routed.csv"]
-    subprocess.run([sys.executable, "-m", "salvage", *command], cwd=store, env=_environment(), check=True)
+    subprocess.run([sys.executable, "-m", "salvage", *command], cwd=store, env=environment(), check=True)
     routed = pd.read_csv(store / "routed.csv").drop(columns="cell")
     expected = routed.astype(object).where(routed.notna(), None).to_dict("records")
-    status, told = _post(port, json.dumps({"dataframe_records": rows}))
+    status, told = post(port, json.dumps({"dataframe_records": rows}))
     assert status == 200
     assert told["predictions"] == expected
     assert {row["policy"] for row in expected} == {"rule"} and len({row["policy_version"] for row in expected}) == 1
     assert {row["expected"] for row in expected} == {None}  # the rule knows no rate
     split = pd.DataFrame(rows).drop(columns="cell").to_dict("split")
-    assert _post(port, json.dumps({"dataframe_split": split}))[1] == told
+    assert post(port, json.dumps({"dataframe_split": split}))[1] == told
     assert {row["operator"] for row in expected} == {"sparse_steer", "sparse_steer_random", "dense_steer"}
 
 
@@ -185,7 +132,7 @@ BAD = [
 def test_a_bad_value_is_answered_400_with_its_row_and_column(port, value, sentence, column):
     good = json.dumps(ROW)
     bad = json.dumps({**ROW, column: "@"}).replace('"@"', value)
-    status, told = _post(port, f'{{"dataframe_records": [{good}, {bad}, {good}]}}')
+    status, told = post(port, f'{{"dataframe_records": [{good}, {bad}, {good}]}}')
     assert status == 400
     assert f"row 1, column '{column}'" in told["message"]
     assert sentence in told["message"]
@@ -195,10 +142,10 @@ def test_a_bad_value_is_answered_400_with_its_row_and_column(port, value, senten
 @pytest.mark.parametrize("column", FEATURES)
 def test_a_missing_column_is_answered_400_with_its_name(port, column):
     rows = [{name: value for name, value in ROW.items() if name != column}]
-    status, told = _post(port, json.dumps({"dataframe_records": rows}))
+    status, told = post(port, json.dumps({"dataframe_records": rows}))
     assert status == 400
     assert f"'{column}'" in told["message"]
-    status, told = _post(port, json.dumps({"dataframe_records": [ROW, *rows]}))
+    status, told = post(port, json.dumps({"dataframe_records": [ROW, *rows]}))
     assert status == 400
     assert f"row 1, column '{column}'" in told["message"]
 
@@ -206,7 +153,7 @@ def test_a_missing_column_is_answered_400_with_its_name(port, column):
 @pytest.mark.slow
 def test_the_cell_may_be_absent_or_null(port):
     rows = [{name: ROW[name] for name in FEATURES}, {**ROW, "cell": None}, ROW]
-    status, told = _post(port, json.dumps({"dataframe_records": rows}))
+    status, told = post(port, json.dumps({"dataframe_records": rows}))
     assert status == 200
     assert told["predictions"] == [told["predictions"][0]] * 3
 
@@ -214,7 +161,7 @@ def test_the_cell_may_be_absent_or_null(port):
 @pytest.mark.slow
 @pytest.mark.parametrize("body", ["", "{", "[]", "{}", '{"dataframe_records": 3}', '{"dataframe_records": []}'])
 def test_a_request_that_is_no_table_is_answered_400(port, body):
-    assert _post(port, body)[0] == 400
+    assert post(port, body)[0] == 400
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,14 +115,15 @@ def beside(table: pd.DataFrame, told: dict[str, list[Any]]) -> pd.DataFrame:
     return pd.concat([table[named].reset_index(drop=True), pd.DataFrame(told)], axis=1)
 
 
-def numbers(table: pd.DataFrame, name: str, where: str) -> np.ndarray:
+def numbers(table: pd.DataFrame, name: str, where: str, needed: Sequence[str] = FEATURES) -> np.ndarray:
     """Return one feature's column as [n] float64, or name the first row that is not a finite number."""
+    need = f"each row needs a finite number in {', '.join(needed)}"
     if name not in table:
-        raise SalvageError(f"{where}: row 0, column {name!r} is missing; {_NEED}")
+        raise SalvageError(f"{where}: row 0, column {name!r} is missing; {need}")
     values = table[name].tolist()
     if not set(map(type, values)) <= {int, float}:
         row = next(i for i, value in enumerate(values) if type(value) not in (int, float))
-        raise SalvageError(f"{where}: row {row}, column {name!r}: {values[row]!r} is not a number; {_NEED}")
+        raise SalvageError(f"{where}: row {row}, column {name!r}: {values[row]!r} is not a number; {need}")
     try:
         column = np.array(values, dtype=np.float64)
     except OverflowError:  # an integer beyond any double
@@ -130,11 +132,8 @@ def numbers(table: pd.DataFrame, name: str, where: str) -> np.ndarray:
     if not finite.all():
         row = int(np.argmin(finite))
         shown = "NaN or null" if np.isnan(column[row]) else "infinite"
-        raise SalvageError(f"{where}: row {row}, column {name!r} is {shown}; {_NEED}")
+        raise SalvageError(f"{where}: row {row}, column {name!r} is {shown}; {need}")
     return column
-
-
-_NEED = f"each row needs a finite number in {', '.join(FEATURES)}"
 
 
 def read_table(path: str | Path) -> pd.DataFrame:

@@ -194,13 +194,78 @@ def register(
     pipeline.stage("register", work)
 
 
+Profiles = Annotated[str, typer.Option(help="A profiles table; the default is the study's, see params.yaml.")]
+Attempts = Annotated[str, typer.Option(help="The attempts behind it: labels then come from halves of them.")]
+Facts = Annotated[str, typer.Option(help="The facts of its failures.")]
+Features = Annotated[str, typer.Option(help="The features of its failed rollouts.")]
+Trials = Annotated[int, typer.Option(help="Of Optuna, in every search. 0: params.yaml.")]
+Json = Annotated[str, typer.Option(help="Write the figures here as JSON.")]
+
+
+@app.command()
+def regimes(
+    profiles: Profiles = "",
+    attempts: Attempts = "",
+    facts: Facts = "",
+    features: Features = "",
+    trials: Trials = 0,
+    json: Json = "",
+    quiet: Quiet = False,
+) -> None:
+    """Cluster failures, and tell their regimes before any attempt; registers salvage-regimes."""
+    _study("regimes", [profiles, attempts, facts, features], trials, json, quiet)
+
+
+@app.command()
+def methods(
+    profiles: Profiles = "",
+    facts: Facts = "",
+    features: Features = "",
+    trials: Trials = 0,
+    json: Json = "",
+    quiet: Quiet = False,
+) -> None:
+    """Tell from a bag of failures which method made the checkpoint; registers salvage-methods."""
+    _study("methods", [profiles, "", facts, features], trials, json, quiet)
+
+
+def _study(name: str, given: list[str], trials: int, json: str, quiet: bool) -> None:
+    from salvage import pipeline, results, settings, studies, study_report, tracking
+
+    loaded = settings.load()
+    work = getattr(studies, name)
+    trials = trials or loaded["study"]["trials"]
+    if given[0]:
+        paths = [Path(table) if table else None for table in given[1:]]
+        told = work(loaded, studies.Tables(Path(given[0]), *paths), trials, quiet=quiet).told
+        if json:
+            results.write_json(Path(json), told)
+    elif any(given):
+        raise SalvageError("tables go with --profiles; give the profiles that they belong to")
+    else:
+        findings: list[studies.Findings] = []
+
+        def stage() -> None:
+            tables = studies.Tables.of(loaded)
+            findings.append(work(loaded, tables, trials, quiet=quiet))
+            out = Path(json) if json else {"regimes": studies.REGIMES, "methods": studies.METHODS}[name]
+            kept = studies.keep(findings[0], out, tables)
+            if not quiet:
+                print(f"{name}: {kept}")
+
+        pipeline.stage(name, stage)
+        told = findings[0].told
+    if not quiet and tracking.PARENT not in os.environ:
+        study_report.show(told)
+
+
 @app.command()
 def report(quiet: Quiet = False) -> None:
     """Draw the pictures."""
-    from salvage import pipeline, results, tracking
+    from salvage import pipeline, results, settings, tracking
 
     def work() -> None:
-        results.report()
+        results.report(settings.load())
         tracking.log_pictures(results.REPORT)
         if not quiet:
             print(f"report: {results.REPORT}/")

@@ -77,8 +77,7 @@ class Data:
     @property
     def family(self) -> np.ndarray:
         """Return each failure's family, [failures], as cells called family-method-seed|task tell it; else none."""
-        told = [NAMED.fullmatch(str(name)) for name in self.names]
-        return np.array([match[1] if match else "" for match in told])[self.cell]
+        return family_of(self.names)[self.cell]
 
 
 @dataclass
@@ -536,6 +535,13 @@ def _followed(chance: np.ndarray, tokens: np.ndarray, order: np.ndarray) -> tupl
 
 
 # ------------------------------------------------------------------ rows
+
+
+def family_of(cells: np.ndarray) -> np.ndarray:
+    """Return each cell's family, [n], where it is called family-method-seed|task; else an empty name."""
+    names, index = np.unique(np.asarray(cells, str), return_inverse=True)
+    told = [NAMED.fullmatch(name) for name in names]
+    return np.array([match[1] if match else "" for match in told])[index]
 
 
 def groups(names: np.ndarray) -> dict[str, list[int]]:

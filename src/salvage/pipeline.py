@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -172,7 +173,8 @@ def declared(name: str) -> tuple[dict[str, Any], list[Path], list[Path]]:
         raise SalvageError(
             f"{error.filename}: there is no such file here; run salvage in the project's folder"
         ) from None
-    entry = yaml.safe_load(text.replace("${profile}", str(values["profile"])))["stages"][name]
+    text = re.sub(r"\$\{([\w.]+)\}", lambda match: str(_lookup(values, match[1])), text)
+    entry = yaml.safe_load(text)["stages"][name]
     params = {key: _lookup(values, key) for key in entry.get("params", [])}
     outs = [
         out if isinstance(out, str) else next(iter(out)) for key in ("outs", "metrics") for out in entry.get(key, [])

@@ -38,14 +38,14 @@ def each(label: str, work: Callable[..., bool], jobs: dict[str, tuple], *, quiet
         ProcessPoolExecutor(
             workers, mp_context=get_context("spawn"), initializer=_settle, initargs=(max(1, cores // workers),)
         ) as executor,
-        _bar(quiet) as bar,
+        bar(quiet) as progress,
     ):
         futures = {executor.submit(work, *job): name for name, job in jobs.items()}
-        task = bar.add_task(label, total=len(jobs))
+        task = progress.add_task(label, total=len(jobs))
         try:
             for future in as_completed(futures):
-                done += _report(label, futures[future], future.result(), quiet or bar.console.is_terminal)
-                bar.advance(task)
+                done += _report(label, futures[future], future.result(), quiet or progress.console.is_terminal)
+                progress.advance(task)
         except BrokenProcessPool:
             raise SalvageError(
                 f"{label}: a worker process died (killed, or out of memory); what is finished is kept: start again"
@@ -61,7 +61,8 @@ def _report(label: str, name: str, worked: bool, quiet: bool) -> bool:
     return worked
 
 
-def _bar(quiet: bool) -> Progress:
+def bar(quiet: bool) -> Progress:
+    """Return a progress bar that shows on a terminal alone."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True)
@@ -88,4 +89,4 @@ def _settle(count: int) -> None:
     if parent is not None:
         threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
     torch.set_num_threads(count)
-    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progressbar()

@@ -1,4 +1,4 @@
-"""Registers a fitted policy as `salvage-router`, champion or challenger, and reads a registered one back."""
+"""Registers what was fitted, a policy as `salvage-router`, the studies' classifiers, and reads a policy back."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import logging
 import tempfile
 import warnings
+from dataclasses import dataclass
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import AnyType
 
 import salvage
+from salvage.classifiers import Classifier
 from salvage.errors import SalvageError
 from salvage.routing import Fitted
 from salvage.schema import FACTS, FEATURES
 
 NAME = "salvage-router"
+CLASSIFIERS = {"regimes": "salvage-regimes", "methods": "salvage-methods"}
 CHAMPION = f"models:/{NAME}@champion"
 EXAMPLE = {"spread": 0.16, "concentration": 2.1, "logit_dispersion": -0.86, "cell": "demo"}
 # The features are declared as Any, not as double: for a double MLflow converts the column before the model sees it,
@@ -62,34 +65,94 @@ def register(fitted: Fitted, alias: str, tags: dict[str, Any] | None = None) -> 
     int
         The version.
     """
-    package = Path(salvage.__file__).parent
     frozen = fitted.to_dict()
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MLflow's advice on type hints, which would cost us our own refusals
-        logging.getLogger("mlflow.pyfunc").setLevel(logging.ERROR)
+    own = {"policy": fitted.name, "policy_version": frozen["version"]}
+    with tempfile.TemporaryDirectory() as folder:
         artifact = Path(folder) / "policy.json"
         artifact.write_text(json.dumps(frozen) + "\n")
+        metadata = {"features": "double, finite, required", "answer": "one row a failure"}
+        saved = _Saved("router_model.py", {"policy": artifact}, SIGNATURE, EXAMPLE, ["xgboost"], metadata)
+        return _register(NAME, saved, alias, own | (tags or {}))
+
+
+def register_classifier(
+    classifiers: Classifier | dict[int, Classifier], frozen: dict[str, Any], card: str, tags: dict[str, Any]
+) -> int:
+    """Log a study's classifier to the open run and register it as champion.
+
+    Parameters
+    ----------
+    classifiers : Classifier or dict
+        One; or one for each size of bag.
+    frozen : dict
+        What it needs to answer (`salvage.classifier_model`); `study` is `regimes` or `methods`.
+    card : str
+        The version's description.
+
+    Returns
+    -------
+    int
+        The version.
+    """
+    study = frozen["study"]
+    named = classifiers if isinstance(classifiers, dict) else {0: classifiers}
+    example = dict.fromkeys(frozen["inputs"], 0.5)
+    ids = {"checkpoint": "mine", "family": frozen["families"][0]} if study == "methods" else {}
+    asked = Schema([ColSpec(AnyType(), name) for name in (*frozen["inputs"], *ids)])
+    classes = next(iter(named.values())).classes
+    texts = ["checkpoint", "n", "method", "accuracy", "refused"] if study == "methods" else ["regime"]
+    answer = Schema([ColSpec(AnyType(), name) for name in (*texts, *classes)])
+    needs = {"xgboost"} if any(c.settings["kind"] == "xgboost" for c in named.values()) else set()
+    needs |= {"skops", "scikit-learn"}
+    with tempfile.TemporaryDirectory() as folder:
+        for n, one in named.items():
+            inside = Path(folder) / str(n)
+            inside.mkdir()
+            one.save(inside)
+        (Path(folder) / "study.json").write_text(json.dumps(frozen) + "\n")
+        signature = ModelSignature(inputs=asked, outputs=answer)
+        artifacts = {"classifier": Path(folder)}
+        saved = _Saved("classifier_model.py", artifacts, signature, example | ids, sorted(needs), {"study": study})
+        version = _register(CLASSIFIERS[study], saved, "champion", tags)
+    mlflow.MlflowClient().update_model_version(CLASSIFIERS[study], str(version), card)
+    return version
+
+
+@dataclass(frozen=True)
+class _Saved:
+    code: str  # the module that MLflow loads
+    artifacts: dict[str, Path]
+    signature: ModelSignature
+    example: dict[str, Any]
+    needs: list[str]  # modules, beyond what every model of ours imports
+    metadata: dict[str, Any]
+
+
+def _register(name: str, saved: _Saved, alias: str, tags: dict[str, Any]) -> int:
+    package = Path(salvage.__file__).parent
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow's advice on type hints, which would cost us our own refusals
+        logging.getLogger("mlflow.pyfunc").setLevel(logging.ERROR)
         model = mlflow.pyfunc.log_model(
-            name=NAME,
-            python_model=str(package / "router_model.py"),
-            artifacts={"policy": str(artifact)},
+            name=name,
+            python_model=str(package / saved.code),
+            artifacts={key: str(path) for key, path in saved.artifacts.items()},
             code_paths=[str(package)],
-            signature=SIGNATURE,
-            input_example=pd.DataFrame([EXAMPLE]),
-            pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in _needs()],
-            metadata={"features": "double, finite, required", "answer": "one row a failure"},
+            signature=saved.signature,
+            input_example=pd.DataFrame([saved.example]),
+            pip_requirements=[f"{need}=={version(need).split('+')[0]}" for need in _distributions(saved.needs)],
+            metadata=saved.metadata,
         )
     client = mlflow.MlflowClient()
-    own = {"policy": fitted.name, "policy_version": frozen["version"]}
-    told = {key: str(value) for key, value in (own | (tags or {})).items()}
-    made = mlflow.register_model(model.model_uri, NAME, tags=told)
-    client.set_registered_model_alias(NAME, alias, made.version)
+    made = mlflow.register_model(model.model_uri, name, tags={key: str(value) for key, value in tags.items()})
+    client.set_registered_model_alias(name, alias, made.version)
     return int(made.version)
 
 
-def _needs() -> list[str]:
-    """List the distributions that a served router imports; XGBoost's name depends on the machine."""
-    return ["mlflow", "numpy", "pandas", "pandera", "pyarrow", "scipy", *packages_distributions()["xgboost"][:1]]
+def _distributions(modules: list[str]) -> list[str]:
+    """List the distributions that a served model imports; XGBoost's name depends on the machine."""
+    found = [packages_distributions()["xgboost"][0] if name == "xgboost" else name for name in modules]
+    return ["mlflow", "numpy", "pandas", "pandera", "pyarrow", "scipy", *found]
 
 
 def load(uri: str) -> Fitted:

@@ -173,7 +173,7 @@ def panel(profiles: pd.DataFrame, routed: Sequence[str] | np.ndarray, path: Path
     """
     from salvage.profiles import regimes
 
-    plt = _pyplot()
+    plt = pyplot()
     table = profiles.assign(regime=regimes(profiles), routed=np.asarray(routed))
     groups = list(table.groupby("cell", sort=True))[:MAX_PANELS]
     columns = min(4, len(groups))
@@ -189,7 +189,7 @@ def panel(profiles: pd.DataFrame, routed: Sequence[str] | np.ndarray, path: Path
     figure.supxlabel("spread: share of tokens with j > 0")
     figure.supylabel("concentration: log10(max j / mean j)")
     _legend(plt, figure)
-    _save(plt, figure, path)
+    save(plt, figure, path)
 
 
 def _scatter(axis: Any, table: pd.DataFrame) -> None:
@@ -215,7 +215,7 @@ def _legend(plt: Any, figure: Any) -> None:
 
 def rescue_bars(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw what one attempt rescues by policy with its interval, both protocols, a panel a scope, and save it."""
-    plt = _pyplot()
+    plt = pyplot()
     shown = [row for row in rows if row["cell"] == "all" and row["k"] == 1 and _is(row["rescue"])]
     shown = [row for row in shown if row["protocol"] in PROTOCOLS]
     scopes = list(dict.fromkeys(row["scope"] for row in shown)) or ["all"]
@@ -237,7 +237,7 @@ def rescue_bars(rows: list[dict[str, Any]], path: Path) -> None:
     axes[0, 0].set_yticks(range(len(policies)), policies)
     axes[0, 0].invert_yaxis()
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", title="protocol", fontsize=8)
-    _save(plt, figure, path)
+    save(plt, figure, path)
 
 
 def budget_curves(rows: list[dict[str, Any]], path: Path) -> None:
@@ -245,7 +245,7 @@ def budget_curves(rows: list[dict[str, Any]], path: Path) -> None:
 
     Left, what a budget solves (its worst case is what it is worth); right, the points over retry with their intervals.
     """
-    plt = _pyplot()
+    plt = pyplot()
     shown = [r for r in rows if r["budget"] is not None and r["protocol"] == "cross-fitted" and _is(r["rescue"])]
     cells = [cell for cell in dict.fromkeys(r["cell"] for r in shown) if cell == "all" or "*" in cell] or ["all"]
     figure, axes = plt.subplots(2, len(cells), figsize=(2.3 * len(cells) + 1.6, 5.2), sharex="row", squeeze=False)
@@ -269,10 +269,11 @@ def budget_curves(rows: list[dict[str, Any]], path: Path) -> None:
     axes[0, 0].set_ylabel("failures solved, %")
     axes[1, 0].set_ylabel("points over retry")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
-    _save(plt, figure, path)
+    save(plt, figure, path)
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """Return matplotlib's pyplot, set up to draw files."""
     import matplotlib as mpl
 
     mpl.use("agg")
@@ -282,7 +283,8 @@ def _pyplot() -> Any:
     return plt
 
 
-def _save(plt: Any, figure: Any, path: Path) -> None:
+def save(plt: Any, figure: Any, path: Path) -> None:
+    """Save a picture and let go of it."""
     # No date or version inside: the same results give the same file.
     figure.savefig(path, dpi=130, metadata={"Software": None})
     plt.close(figure)

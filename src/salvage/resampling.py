@@ -92,3 +92,43 @@ def p_values(seen: np.ndarray, shuffled: np.ndarray) -> np.ndarray:
     """Return one-sided p-values [...]: how often shuffled [..., permutations] is at least what was seen [...]."""
     reached = (shuffled >= np.asarray(seen)[..., None] - 1e-9).sum(-1)
     return np.asarray((1 + reached) / (1 + shuffled.shape[-1]))
+
+
+def resampled_problems(problem: np.ndarray, resamples: int, seed: list[int]) -> Iterator[np.ndarray]:
+    """Resample whole problems; yield how often each failure was drawn, [chunk, failures], a chunk after the other.
+
+    Cells share their problems, so failures on one problem are no independent witnesses.
+
+    Parameters
+    ----------
+    problem : array of int, [failures]
+        0 to the number of problems, less one.
+    """
+    rng, n = np.random.default_rng(seed), int(problem.max()) + 1
+    chunk = max(1, 2_000_000 // len(problem))
+    for start in range(0, resamples, chunk):
+        size = min(chunk, resamples - start)
+        drawn = rng.integers(n, size=(size, n)) + (np.arange(size) * n)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n)
+        yield counts[:, problem].astype(np.float32)
+
+
+def auc(score: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the area under the ROC curve [resamples]; ties count half; NaN where there is one class alone.
+
+    Parameters
+    ----------
+    score : array, [n]
+    positive : array of bool, [n]
+    weights : array, [resamples, n]
+        How often each row counts.
+    """
+    order = np.argsort(score, kind="stable")
+    drawn, right = weights[:, order], positive[order]
+    last = np.flatnonzero(np.diff(score[order], append=np.inf))  # of each run of equal scores
+    below = np.cumsum(np.where(right, 0, drawn), axis=1, dtype=np.float64)[:, last]
+    above = np.cumsum(np.where(right, drawn, 0), axis=1, dtype=np.float64)[:, last]
+    before = np.hstack([np.zeros((len(below), 1)), below[:, :-1]])
+    won = (np.diff(above, axis=1, prepend=0) * (below + before) / 2).sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(won / (above[:, -1] * below[:, -1]))

@@ -108,8 +108,9 @@ def ensure_registered(settings: Settings) -> bool:
     return True
 
 
-def report() -> None:
-    """Draw the pictures of the pipeline's results into report/."""
+def report(settings: Settings) -> None:
+    """Draw the pictures of the pipeline's results, and of the studies', into report/."""
+    from salvage import studies, study_report
     from salvage.report import budget_curves, panel, rescue_bars
     from salvage.routing import Rule
 
@@ -118,6 +119,9 @@ def report() -> None:
     panel(profiles, Rule.fit(profiles).route(profiles), REPORT / "failures.png")
     rescue_bars(saved_rows(), REPORT / "rescue.png")
     budget_curves(saved_rows(), REPORT / "budgets.png")
+    for told in (studies.REGIMES, studies.METHODS):
+        studied = schema.read(studies.Tables.of(settings).profiles, schema.PROFILES)
+        study_report.pictures(json.loads(told.read_text()), studied, REPORT)
 
 
 def saved_rows() -> list[dict[str, Any]]:
@@ -148,8 +152,13 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, a list with a line an entry."""
-    if isinstance(value, list):
-        write_text(path, "[\n" + ",\n".join(map(json.dumps, value)) + "\n]\n")
-    else:
-        write_text(path, json.dumps(value, indent=1) + "\n")
+    """Write JSON, a list of rows with a line a row."""
+    write_text(path, _json(value) + "\n")
+
+
+def _json(value: Any) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return "[\n" + ",\n".join(map(json.dumps, value)) + "\n]"
+    if isinstance(value, dict):
+        return "{\n" + ",\n".join(f" {json.dumps(name)}: {_json(inside)}" for name, inside in value.items()) + "\n}"
+    return json.dumps(value)

@@ -89,13 +89,21 @@ def load(path: str | Path = "params.yaml") -> Settings:
     if profile not in raw.get("profiles", {}):
         raise SalvageError(f"{path}: profile {profile!r} is not one of {', '.join(raw.get('profiles', {}))}")
     lab = _lab_models(raw["profiles"][profile]["lab"], raw["methods"])
-    cells = [_lab_cell(model) for model in lab if model.method != "ancestor"]
+    cells = lab_cells(raw, profile)
     cells += [_own_cell(path, i, entry) for i, entry in enumerate(raw.get("cells") or [])]
     names = [cell.name for cell in cells]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise SalvageError(f"{path}: cell {twice!r} stands twice; give each cell its own name")
     return Settings(raw=raw, seed=int(raw["seed"]), profile=profile, lab=lab, cells=cells)
+
+
+def lab_cells(raw: dict[str, Any], profile: str) -> list[Cell]:
+    """Return the lab's cells under a profile of params.yaml."""
+    if profile not in raw["profiles"]:
+        raise SalvageError(f"params.yaml: profile {profile!r} is not one of {', '.join(raw['profiles'])}; correct it")
+    models = _lab_models(raw["profiles"][profile]["lab"], raw["methods"])
+    return [_lab_cell(model) for model in models if model.method != "ancestor"]
 
 
 def _lab_models(lab: dict[str, Any], methods: list[str]) -> list[LabModel]:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import mlflow
@@ -17,9 +17,13 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import Metric, Param
 from mlflow.utils.git_utils import get_git_commit
 
 from salvage.errors import SalvageError
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
 
 STORE = "sqlite:///mlflow.db"
 EXPERIMENT = "salvage"
@@ -154,6 +158,22 @@ def log_metrics(metrics: dict[str, float]) -> None:
     """Log numbers to the open run; a name keeps letters, digits and `_-. /`, anything else becomes `_`."""
     allowed = set("_-. /")
     mlflow.log_metrics({"".join(c if c.isalnum() or c in allowed else "_" for c in k): v for k, v in metrics.items()})
+
+
+def log_trials(studies: dict[str, list[FrozenTrial]]) -> None:
+    """Log each of Optuna's trials as a run inside the open one, at the time it ran: settings, value, state."""
+    client, parent = mlflow.MlflowClient(), mlflow.active_run()
+    assert parent is not None
+    for study, trials in studies.items():
+        for trial in trials:
+            start, end = (int(1000 * trial.user_attrs[name]) for name in ("start", "end"))
+            tags = {"mlflow.parentRunId": parent.info.run_id, "salvage.study": study, "state": trial.state.name}
+            name = f"{study} {trial.user_attrs['slot']}"
+            run_id = client.create_run(parent.info.experiment_id, start, tags, name).info.run_id
+            params = [Param(key, str(value)) for key, value in trial.params.items()]
+            values = [] if trial.value is None else [Metric("value", trial.value, end, 0)]
+            client.log_batch(run_id, values, params)
+            client.set_terminated(run_id, end_time=end)
 
 
 def log_pictures(folder: Path) -> None:

@@ -1,0 +1,185 @@
+"""The studies of regimes and methods, from tables to figures, pictures and a registered classifier."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from salvage import failures as failure_tables
+from salvage.evaluation import NAMED
+from salvage.failures import Failures
+from salvage.profiles import problem_keys
+from salvage.profiles import regimes as regimes_by_rates
+from salvage.resampling import interval, resampled_problems
+from salvage.settings import Cell, Settings, lab_cells
+
+if TYPE_CHECKING:
+    from salvage.classifiers import Classifier
+
+REGIMES = Path("metrics/regimes.json")
+METHODS = Path("metrics/methods.json")
+SEARCHES = Path("data/studies")  # Optuna's store; what is in it is never computed twice
+RELIABILITY_BINS = 10
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Where a study's tables are; all but the profiles may be missing."""
+
+    profiles: Path
+    attempts: Path | None = None
+    facts: Path | None = None
+    features: Path | None = None
+
+    @classmethod
+    def of(cls, settings: Settings) -> Tables:
+        """Return those that params.yaml names."""
+        folder = Path(settings["study"]["data"])
+        return cls(folder / "profiles", folder / "attempts", folder / "facts", folder / "features")
+
+    def read(self, settings: Settings) -> Failures:
+        """Read them, the attempts of the anchor and continuation that params.yaml names."""
+        how = {name: settings["intervene"][name] for name in ("anchor", "continuation")}
+        return failure_tables.read(self.profiles, self.attempts, self.facts, self.features, **how)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a study gave: `told` is the JSON file, the rest is for MLflow and the registry."""
+
+    told: dict[str, Any]
+    classifier: Classifier | dict[int, Classifier]  # for methods one by the size of the bag
+    frozen: dict[str, Any]  # what the registered classifier needs beside itself
+    trials: dict[str, list[Any]]
+    table: pd.DataFrame
+
+
+def regimes(settings: Settings, tables: Tables, trials: int, *, quiet: bool = False) -> Findings:
+    """Cluster the failures, and search, fit and score classifiers of their regimes."""
+    from salvage import clusters
+    from salvage import regimes as classifying
+
+    failures = tables.read(settings)
+    found = classifying.study(failures, trials=trials, seed=settings.seed, folder=SEARCHES, quiet=quiet)
+    clustered, _ = clusters.study(failures.table, seed=settings.seed)
+    told = {
+        "failures": len(failures.table),
+        "labels": "halves of the attempts" if failures.attempts is not None else "all attempts (rates alone)",
+        "inputs": list(found.inputs),
+        "settings": found.classifier.settings,
+        "regimes": found.rows,
+        "reliability": reliability(found.proba, found.labels, classifying.CLASSES),
+        "shares": shares(failures.table, settings.seed),
+        "clusters": clustered,
+    }
+    frozen = {"study": "regimes", "inputs": list(found.inputs)}
+    return Findings(told, found.classifier, frozen, found.trials, failures.table)
+
+
+def methods(settings: Settings, tables: Tables, trials: int, *, quiet: bool = False) -> Findings:
+    """Search, fit and judge classifiers of the method that made a checkpoint."""
+    from salvage import methods as classifying
+
+    failures = tables.read(settings)
+    cells: list[Cell] = [*settings.cells, *lab_cells(settings.raw, settings["study"]["profile"])]
+    found = classifying.study(failures, cells, trials=trials, seed=settings.seed, folder=SEARCHES, quiet=quiet)
+    told = {
+        "failures": len(failures.table),
+        "inputs": list(found.inputs),
+        "settings": found.classifiers[classifying.MAIN].settings,
+        "methods": found.rows,
+    }
+    frozen = {
+        "study": "methods",
+        "inputs": list(found.inputs),
+        "families": list(found.families),
+        "fewest": classifying.FEWEST,
+        "accuracy": {str(n): value for n, value in found.accuracy.items()},
+    }
+    return Findings(told, found.classifiers, frozen, found.trials, failures.table)
+
+
+def keep(findings: Findings, out: Path, tables: Tables) -> str:
+    """Write a study's figures, log its trials and pictures to the open run, register its classifier; say what became.
+
+    Returns
+    -------
+    str
+        One line for the user.
+    """
+    from salvage import registry, study_report, tracking
+    from salvage.results import write_json
+
+    write_json(out, findings.told)
+    tracking.log_trials(findings.trials)
+    tracking.log_metrics(headlines(findings.told))
+    with tempfile.TemporaryDirectory() as folder:
+        study_report.pictures(findings.told, findings.table, Path(folder))
+        tracking.log_pictures(Path(folder))
+    paths = [path for path in (tables.profiles, tables.attempts, tables.facts, tables.features) if path]
+    data = {f"data.{path.name}": tracking.dvc_hash(path) for path in paths}
+    tags = data | {name: f"{value:.4f}" for name, value in headlines(findings.told).items()}
+    version = registry.register_classifier(findings.classifier, findings.frozen, study_report.card(findings.told), tags)
+    return f"version {version} of {registry.CLASSIFIERS[findings.frozen['study']]}, champion"
+
+
+def headlines(told: dict[str, Any]) -> dict[str, float]:
+    """Return a study's few figures that MLflow shows first."""
+    if "regimes" in told:
+        first = next(row for row in told["regimes"] if row["measure"] == "macro_auc")
+        stable = [row["value"] for row in told["clusters"] if row.get("chosen")]
+        return {"macro_auc": first["value"], "clusters_adjusted_rand": min(stable)}
+    rows = [row for row in told["methods"] if row["measure"] == "accuracy" and row["way"] == "bag"]
+    return {f"accuracy.{row['split']}.bag{row['bag']}".replace(" ", "_"): row["value"] for row in rows}
+
+
+def reliability(proba: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Return, for each regime and bin of told probability, what was told, what came true, and how many there were.
+
+    Parameters
+    ----------
+    proba : array, [2, n, classes]
+    labels : array of int, [2, n]
+        What each is scored against.
+    """
+    rows = []
+    for c, name in enumerate(classes):
+        told, true = proba[:, :, c].ravel(), (labels == c).ravel()
+        index = np.minimum((told * RELIABILITY_BINS).astype(int), RELIABILITY_BINS - 1)
+        for b in np.unique(index):
+            own = index == b
+            rows.append(
+                {
+                    "regime": name,
+                    "told": round(float(told[own].mean()), 4),
+                    "true": round(float(true[own].mean()), 4),
+                    "n": int(own.sum()) // 2,
+                }
+            )
+    return rows
+
+
+def shares(table: pd.DataFrame, seed: int) -> list[dict[str, Any]]:
+    """Return each family's and method's shares of regimes (by all attempts), with intervals over problems."""
+    regime = regimes_by_rates(table)
+    problem = np.unique(problem_keys(table), return_inverse=True)[1]
+    parts = table["cell"].str.extract(rf"^{NAMED.pattern}$")
+    groups = {"all": np.ones(len(table), bool)}
+    for (family, method), rows in table.groupby([parts[0], parts[1]]).groups.items():
+        groups[f"{family}-{method}-*"] = table.index.isin(rows)
+    found, names = [], np.unique(regime)
+    for cells, mask in groups.items():
+        own = np.unique(problem[mask], return_inverse=True)[1]
+        is_so = (regime[mask][:, None] == names).astype(np.float64)
+        drawn = [(w @ is_so) / w.sum(axis=1, keepdims=True) for w in resampled_problems(own, RESAMPLES, [seed, 51])]
+        for name, value, spread in zip(names, is_so.mean(axis=0), np.concatenate(drawn).T, strict=True):
+            low, high = interval(spread, int(own.max()) + 1)
+            figures = {"value": round(float(value), 5), "low": round(low, 5), "high": round(high, 5)}
+            found.append({"cells": cells, "regime": str(name), "n": int(mask.sum()), **figures})
+    return found
