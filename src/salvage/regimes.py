@@ -31,7 +31,7 @@ from salvage.schema import INTERVENTIONS, OPERATORS
 CLASSES = (RETRY_SOLVABLE, STEERABLE_HARD, BEYOND_REACH)
 FOLDS = 5  # outer
 INNER = 3
-MOST = 4000  # failures that a trial looks at
+MOST = 3000  # failures that a trial looks at
 RESAMPLES = 1000
 ALL, WITHIN = "all", "within cells"
 
@@ -96,7 +96,9 @@ def study(failures: Failures, *, trials: int, seed: int, folder: Path, quiet: bo
     settings = {name: tuning.best(done).params for name, done in found.items()}
     told = _held_out(failures, x, labels, outer, settings, seed)
     scored = labels[::-1]  # a model trained on one half's labels is scored against the other's
-    rows = [row for about, proba in told for row in _score(table, about, proba, scored, seed)]
+    with ThreadPoolExecutor() as executor:
+        each = executor.map(lambda one: _score(table, *one, scored, seed), told)
+    rows = [row for part in each for row in part]
     classifier = Classifier.fit(*_stacked(x, labels), CLASSES, settings["all"], seed)
     proba = told[0][1]
     classifier = classifier.calibrated(proba.reshape(-1, len(CLASSES)), scored.ravel())
