@@ -82,6 +82,7 @@ def test_route_imports_neither_torch_nor_mlflow(file):
         (["route", "--profiles", "failures.csv", "--reference", "x.csv", "--model", "y"], "choose one"),
         (["route", "--profiles", "failures.csv", "--no-fallback", "--model", "y"], "--no-fallback does not go"),
         (["evaluate", "--profiles", "failures.csv"], "params.yaml: there is no such file here"),
+        (["regimes"], "params.yaml: there is no such file here"),
         (["sample"], "params.yaml: there is no such file here"),
         (["run"], "params.yaml: there is no such file here"),
     ],

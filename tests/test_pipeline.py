@@ -16,7 +16,8 @@ from salvage import cli, pipeline, schema
 from salvage.errors import SalvageError
 
 ROOT = Path(__file__).parents[1]
-STAGES = ["lab", "problems", "sample", "featurize", "intervene", "profile", "evaluate", "register", "report"]
+STAGES = ["lab", "problems", "sample", "featurize", "intervene", "profile", "evaluate", "register"]
+STAGES += ["regimes", "methods", "report"]
 PAIR = {"specialist": "models/mine", "ancestor": "models/base", "problems": "arithmetic"}
 
 
@@ -131,7 +132,7 @@ def tail(project):
     stages = yaml.safe_load((project / "dvc.yaml").read_text())["stages"]
     kept = {name: stages[name] for name in ("evaluate", "register", "report")}
     for stage in kept.values():
-        stage["deps"] = [dep for dep in stage["deps"] if not dep.startswith("src/")]
+        stage["deps"] = [dep for dep in stage["deps"] if dep.startswith("data/") or dep == "metrics/evaluate.json"]
     (project / "dvc.yaml").write_text(yaml.safe_dump({"stages": kept}))
     values = yaml.safe_load((project / "params.yaml").read_text())
     values["evaluate"] = {**values["evaluate"], "resamples": 50, "permutations": 20}

@@ -97,7 +97,7 @@ def study(failures: Failures, *, trials: int, seed: int, folder: Path, quiet: bo
     told = _held_out(failures, x, labels, outer, settings, seed)
     scored = labels[::-1]  # a model trained on one half's labels is scored against the other's
     with ThreadPoolExecutor() as executor:
-        each = executor.map(lambda one: _score(table, *one, scored, seed), told)
+        each = executor.map(lambda one: _score(table, one[0], one[1], scored, seed), told)
     rows = [row for part in each for row in part]
     classifier = Classifier.fit(*_stacked(x, labels), CLASSES, settings["all"], seed)
     proba = told[0][1]

@@ -119,18 +119,22 @@ def report(settings: Settings) -> None:
     panel(profiles, Rule.fit(profiles).route(profiles), REPORT / "failures.png")
     rescue_bars(saved_rows(), REPORT / "rescue.png")
     budget_curves(saved_rows(), REPORT / "budgets.png")
-    for told in (studies.REGIMES, studies.METHODS):
+    for told in filter(Path.exists, (studies.REGIMES, studies.METHODS)):
         studied = schema.read(studies.Tables.of(settings).profiles, schema.PROFILES)
-        study_report.pictures(json.loads(told.read_text()), studied, REPORT)
+        study_report.pictures(_saved(told, f"salvage {told.stem}"), studied, REPORT)
 
 
 def saved_rows() -> list[dict[str, Any]]:
     """Return what the evaluate stage wrote."""
-    try:
-        rows: list[dict[str, Any]] = json.loads(EVALUATION.read_text())
-    except (OSError, ValueError):
-        raise SalvageError(f"{EVALUATION} is missing or not JSON; run salvage evaluate first") from None
+    rows: list[dict[str, Any]] = _saved(EVALUATION, "salvage evaluate")
     return rows
+
+
+def _saved(path: Path, made_by: str) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        raise SalvageError(f"{path} is missing or not JSON; run {made_by} first") from None
 
 
 def metrics(rows: list[dict[str, Any]]) -> dict[str, float]:
