@@ -64,6 +64,8 @@ def test_a_study_is_written_logged_and_registered(project: Path, study: str, sea
     told = json.loads(out.read_text())
     assert all({"measure", "value", "low", "high"} <= set(row) for row in told[study])
     _check_store(project, study, searches)
+    if study == "regimes":  # both take the same way to their trials; once is enough
+        return
     before = out.read_bytes()
     again = salvage(project, study, "--quiet")
     assert again.returncode == 0 and again.stdout == "", again.stderr

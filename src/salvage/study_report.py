@@ -217,9 +217,9 @@ def stability_curves(rows: list[dict[str, Any]], path: Path) -> None:
             )
         axis.axhline(0.8, color="black", linewidth=0.8, linestyle=":")
         axis.set_title(family or "all failures", fontsize=10)
-        axis.set_xlabel("clusters")
+        axis.set_xlabel("clusters (band: 95% of resamples)")
         axis.grid(alpha=0.2)
-    axes[0, 0].set_ylabel("adjusted Rand index (band: 95% of resamples)")
+    axes[0, 0].set_ylabel("adjusted Rand index")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8)
     save(plt, figure, path)
 
