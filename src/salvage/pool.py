@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -69,11 +69,11 @@ def bar(quiet: bool) -> Progress:
 
 
 def _gpu() -> bool:
-    """Tell whether a GPU is there; where one is, jobs take turns on it."""
-    if "torch" not in sys.modules:
-        import torch
-    else:
-        torch = sys.modules["torch"]
+    """Tell whether a GPU is there; where one is, jobs take turns on it. Torch is asked only where a driver is."""
+    if not any(Path(driver).exists() for driver in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")):
+        return False
+    import torch
+
     return bool(torch.cuda.is_available())
 
 
