@@ -30,7 +30,9 @@ def evaluation_table(rows: list[dict[str, Any]]) -> Table:
     for protocol in protocols:
         table.add_column(protocol, justify="right")
         table.add_column("n", justify="right")
-    for name in (f"over retry ({protocols[-1]})", "over best fixed", "for 1,000 model-tokens", "p"):
+    spent = any(_is(row["per_1000"]) for row in shown)  # rates alone tell no tokens
+    spending = ["for 1,000 model-tokens"] if spent else []
+    for name in (f"over retry ({protocols[-1]})", "over best fixed", *spending, "p"):
         table.add_column(name, justify="right")
     last = None
     for key in dict.fromkeys((row["scope"], row["policy"]) for row in shown):
@@ -38,12 +40,12 @@ def evaluation_table(rows: list[dict[str, Any]]) -> Table:
         row = next(by[name] for name in reversed(protocols) if name in by)
         cells = [part for name in protocols for part in _figures(by.get(name))]
         lifts = [_interval(row, label, "+.1f") for label in ("over_retry", "over_best_fixed")]
-        spending = f"{row['per_1000']:.2f}" if _is(row["per_1000"]) else ""
+        per_1000 = [f"{row['per_1000']:.2f}" if _is(row["per_1000"]) else ""] if spent else []
         p = f"{row['p_value']:.3f}" if _is(row["p_value"]) else ""
         if last not in (None, key[0]):
             table.add_section()
         last = key[0]
-        table.add_row(*key, *cells, *lifts, spending, p)
+        table.add_row(*key, *cells, *lifts, *per_1000, p)
     return table
 
 

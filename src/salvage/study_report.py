@@ -25,7 +25,7 @@ def show(told: dict[str, Any]) -> None:
     """Print a study's tables."""
     tables: list[Callable[[dict[str, Any]], Table]]
     tables = (
-        [auc_table, calibration_table, cluster_table, share_table]
+        [auc_table, importance_table, calibration_table, cluster_table, share_table]
         if "regimes" in told
         else [accuracy_table, confusion_table, importance_table]
     )
@@ -83,7 +83,15 @@ def calibration_table(told: dict[str, Any]) -> Table:
 def cluster_table(told: dict[str, Any]) -> Table:
     """Return the chosen clusters, what marks them and what rescues them."""
     table = Table(title=_clusters_title(told["clusters"]))
-    for name in ("family", "cluster", "failures", "share, %", "z: " + ", ".join(FEATURES), "marked by", "yields to"):
+    for name in (
+        "family",
+        "cluster",
+        "failures",
+        "share, %",
+        "z: " + ", ".join(FEATURES),
+        "marked by",
+        "yields to, points",
+    ):
         table.add_column(name, justify="right" if name in ("cluster", "failures", "share, %") else "left")
     for row in told["clusters"]:
         if row["measure"] == "cluster":
@@ -158,11 +166,12 @@ def confusion_table(told: dict[str, Any]) -> Table:
 
 
 def importance_table(told: dict[str, Any]) -> Table:
-    """Return what shuffling each input costs."""
-    table = Table(title="Points of accuracy lost when an input is shuffled among bags of 25 [95%]")
+    """Return what shuffling each input among held-out failures, or bags of them, costs."""
+    lost = "area under the curve" if "regimes" in told else "accuracy"
+    table = Table(title=f"Points of {lost} lost when an input is shuffled [95%]")
     table.add_column("input")
     table.add_column("lost", justify="right")
-    rows = [row for row in told["methods"] if row["measure"] == "importance"]
+    rows = [row for row in told.get("regimes") or told["methods"] if row["measure"] == "importance"]
     for row in sorted(rows, key=lambda row: -row["value"]):
         table.add_row(row["inputs"], percent(row))
     return table
