@@ -62,7 +62,8 @@ def test_a_study_is_written_logged_and_registered(project: Path, study: str, sea
     assert f"{study}: version 1 of salvage-{study}, champion" in done.stdout
     out = project / f"metrics/{study}.json"
     told = json.loads(out.read_text())
-    assert all({"measure", "value", "low", "high"} <= set(row) for row in told[study])
+    figures = [row for part in (study, "shares", "clusters") for row in told.get(part, [])]
+    assert all(row["low"] <= row["value"] + 1e-4 and row["value"] <= row["high"] + 1e-4 for row in figures)
     _check_store(project, study, searches)
     if study == "regimes":  # both take the same way to their trials; once is enough
         return
@@ -139,6 +140,8 @@ def test_shares_are_counted_and_sum_to_one(project: Path, monkeypatch: pytest.Mo
 def test_reliability_counts_every_failure_once() -> None:
     rng = np.random.default_rng(0)
     proba, labels = rng.dirichlet((1, 1), size=(2, 500)), rng.integers(2, size=(2, 500))
-    rows = pd.DataFrame(studies.reliability(proba, labels, ("a", "b")))
+    table = pd.DataFrame({"cell": "m|t", "problem_id": [f"p{i % 100}" for i in range(500)]})
+    rows = pd.DataFrame(studies.reliability(table, proba, labels, ("a", "b"), 0))
     assert (rows.groupby("regime")["n"].sum() >= 490).all()
+    assert ((rows["low"] <= rows["true"]) & (rows["true"] <= rows["high"])).all()
     assert ((rows["told"] >= 0) & (rows["told"] <= 1)).all() and (abs(rows["true"] - 0.5) < 0.3).all()

@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 from salvage.errors import SalvageError
 from salvage.evaluation import family_of
 from salvage.profiles import problem_keys
-from salvage.resampling import interval
+from salvage.resampling import interval, resampled_problems
 from salvage.routing import Rule
 from salvage.schema import FEATURES, OPERATORS
 
@@ -31,6 +31,7 @@ RESAMPLES = 40
 STABLE, DISTINCT = 0.8, 0.75  # the least mean adjusted Rand index, and Jaccard index of every cluster, accepted
 MOST = 3000  # failures that a resample is fitted on
 PERMUTATIONS = 1000
+INTERVAL_RESAMPLES = 400
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def study(table: pd.DataFrame, *, seed: int) -> tuple[list[dict[str, Any]], list
         centres = centres_here if centres is None else centres
         clusters.append(Clusters(name, label, z[name], float(found[kind, k, name][0].mean())))
         rows += _described(parts[name], clusters[-1], seed)
-    rows += _across(clusters, _maker(kind, k, seed), k)
+    rows += _across(clusters, parts, _maker(kind, k, seed), seed)
     return rows, clusters
 
 
@@ -173,6 +174,7 @@ def _described(part: pd.DataFrame, clusters: Clusters, seed: int) -> list[dict[s
         own = label == c
         centre, lift = clusters.z[own].mean(axis=0), (gain[own] - gain.mean(axis=0)).mean(axis=0)
         mark, best = int(np.abs(centre).argmax()), int(lift.argmax())
+        low, high = _over_problems(part, lambda drawn: (label[drawn] == c).mean(), seed)  # noqa: B023 (called here)
         rows.append(
             _row(
                 family=clusters.family,
@@ -180,6 +182,8 @@ def _described(part: pd.DataFrame, clusters: Clusters, seed: int) -> list[dict[s
                 cluster=int(c),
                 n=int(own.sum()),
                 value=float(own.mean()),
+                low=low,
+                high=high,
                 name=f"{'high' if centre[mark] > 0 else 'low'} {FEATURES[mark]}",
                 rescued_by=f"{OPERATORS[best]} {100 * lift[best]:+.1f}",
                 z=[round(float(v), 3) for v in centre],
@@ -189,8 +193,19 @@ def _described(part: pd.DataFrame, clusters: Clusters, seed: int) -> list[dict[s
     cell = np.unique(part["cell"].to_numpy(str), return_inverse=True)[1]
     for measure, target in (("explained: rescue rates", rates), ("explained: which operator", gain)):
         value, p = explained(target, label, cell, seed)
-        rows.append(_row(family=clusters.family, measure=measure, value=value, p_value=p, n=len(part)))
+        low, high = _over_problems(part, lambda i: _between(_rest(target[i], cell[i]), label[i]), seed)  # noqa: B023
+        rows.append(
+            _row(family=clusters.family, measure=measure, value=value, low=low, high=high, p_value=p, n=len(part))
+        )
     return rows
+
+
+def _over_problems(part: pd.DataFrame, statistic: Callable[[np.ndarray], float], seed: int) -> tuple[float, float]:
+    """Return the 95% interval of a statistic of failures (by index) over resamples of problems."""
+    problem = np.unique(problem_keys(part), return_inverse=True)[1]
+    weights = np.concatenate(list(resampled_problems(problem, INTERVAL_RESAMPLES, [seed, 33]))).astype(int)
+    drawn = np.array([statistic(np.repeat(np.arange(len(part)), counts)) for counts in weights])
+    return interval(drawn, int(problem.max()) + 1)
 
 
 def explained(target: np.ndarray, label: np.ndarray, cell: np.ndarray, seed: int) -> tuple[float, float]:
@@ -198,36 +213,47 @@ def explained(target: np.ndarray, label: np.ndarray, cell: np.ndarray, seed: int
 
     Cell means are taken out first; the p-value shuffles clusters within cells.
     """
-    size = np.bincount(cell)[:, None]
-    means = np.stack([np.bincount(cell, column) for column in target.T], axis=1) / size
-    rest = target - means[cell]
-    total = (rest**2).sum()
-
-    def between(labels: np.ndarray) -> float:
-        n = np.bincount(labels)
-        sums = np.stack([np.bincount(labels, column) for column in rest.T], axis=1)
-        return float((sums**2 / np.maximum(n, 1)[:, None]).sum() / total)
-
-    seen, rng = between(label), np.random.default_rng([seed, 32])
+    rest = _rest(target, cell)
+    seen, rng = _between(rest, label), np.random.default_rng([seed, 32])
     order = np.argsort(cell, kind="stable")
     reached = 0
     for _ in range(PERMUTATIONS):
         within = np.lexsort((rng.random(len(cell)), cell))
         shuffled = np.empty_like(label)
         shuffled[order] = label[within]
-        reached += between(shuffled) >= seen - 1e-12
+        reached += _between(rest, shuffled) >= seen - 1e-12
     return seen, (1 + reached) / (1 + PERMUTATIONS)
 
 
-def _across(clusters: list[Clusters], make: Maker, k: int) -> list[dict[str, Any]]:
+def _rest(target: np.ndarray, cell: np.ndarray) -> np.ndarray:
+    """Take each cell's means out of the target."""
+    size = np.maximum(np.bincount(cell), 1)[:, None]
+    means = np.stack([np.bincount(cell, column) for column in target.T], axis=1) / size
+    return np.asarray(target - means[cell])
+
+
+def _between(rest: np.ndarray, label: np.ndarray) -> float:
+    """Return the share of the variance that lies between the means of the clusters."""
+    n = np.maximum(np.bincount(label), 1)
+    sums = np.stack([np.bincount(label, column) for column in rest.T], axis=1)
+    return float((sums**2 / n[:, None]).sum() / (rest**2).sum())
+
+
+def _across(clusters: list[Clusters], parts: dict[str, pd.DataFrame], make: Maker, seed: int) -> list[dict[str, Any]]:
     """Return how far one family's clusters, laid over the other's failures, agree with its own."""
     rows = []
     for one in clusters:
         for other in clusters:
             if one is not other:
-                laid = make(one.z).predict(other.z)
-                agree = adjusted_rand_score(other.label, laid)
-                rows.append(_row(family=other.family, measure=f"agreement with {one.family}'s", value=agree, k=k))
+                laid, own = make(one.z).predict(other.z), other.label
+                agree = adjusted_rand_score(own, laid)
+                low, high = _over_problems(
+                    parts[other.family],
+                    lambda i: adjusted_rand_score(own[i], laid[i]),  # noqa: B023 (called here)
+                    seed,
+                )
+                measure = f"agreement with {one.family}'s"
+                rows.append(_row(family=other.family, measure=measure, value=agree, low=low, high=high))
     return rows
 
 

@@ -6,7 +6,6 @@ training seed or a problem; other splits hold out ancestors and families as well
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -108,7 +107,8 @@ def study(
     mine = [data.inputs.index(name) for name in (*KNOWN["features"], *KNOWN["signals"]) if name in data.inputs]
     cuts = splits(data.about, data.methods, seed)
     everything = Split("all", np.ones(len(data.y), bool), np.zeros(len(data.y), bool), (0, 1, 2, 3), ())
-    mark = _mark(data, mine)
+    arrays = [data.x, data.checkpoint, data.quarter]
+    mark = tuning.mark(["methods.py"], arrays, data.inputs, mine, data.about.to_csv(), seed)
     searches = [
         tuning.Study(f"methods-{name}", mark, _objective(data, split, mine), seed, trials, UNTUNED)
         for name, split in [*enumerate(cuts), ("all", everything)]
@@ -197,16 +197,6 @@ def _deals(seeds: np.ndarray, ancestors: np.ndarray, rng: np.random.Generator) -
     mixed = [m for m in masks if all(len(np.unique(ancestors[side])) == kinds for side in (m, ~m))]
     usable = mixed or masks
     return [usable[i] for i in rng.permutation(len(usable))[:PAIRS]]
-
-
-def _mark(data: _Data, mine: list[int]) -> str:
-    about = (data.inputs, mine, data.about.to_csv(), data.seed, optuna.__version__)
-    digest = hashlib.sha256(repr(about).encode())
-    for name in ("methods.py", "classifiers.py", "tuning.py"):
-        digest.update((Path(__file__).parent / name).read_bytes())
-    for part in (data.x, data.checkpoint, data.quarter):
-        digest.update(np.ascontiguousarray(part).tobytes())
-    return digest.hexdigest()[:12]
 
 
 # ------------------------------------------------------------------ bags
@@ -344,49 +334,28 @@ def _accuracy(data: _Data, cuts: list[Split], kind: str, told: Told) -> np.ndarr
 
 def _rows(data: _Data, cuts: list[Split], inputs: str, way: str, n: int, told: Told) -> Iterator[dict[str, Any]]:
     for kind in dict.fromkeys(split.kind for split in cuts):
-        about = {"split": kind, "inputs": inputs, "way": way, "bag": n}
         shares = _shares(data, cuts, kind, told)
         judged = np.isfinite(shares[:, 0])
         right = shares[np.arange(len(data.y)), data.y]
-        low, high = _over_checkpoints(right[judged], data.seed)
+
+        def figure(measure: str, own: np.ndarray, **more: Any) -> dict[str, Any]:
+            values = right[own]  # noqa: B023 (called in this turn of the loop alone)
+            low, high = _over_checkpoints(values, data.seed)
+            about = {"split": kind, "inputs": inputs, "way": way, "bag": n, "measure": measure}  # noqa: B023
+            return _row(**about, value=values.mean(), low=low, high=high, checkpoints=len(values), **more)
+
         p = _p_value(shares[judged], data.y[judged], data.about["family"][judged].to_numpy(str), data.seed)
         majority = float(np.bincount(data.y[judged]).max() / judged.sum())
-        yield _row(
-            **about,
-            measure="accuracy",
-            value=right[judged].mean(),
-            low=low,
-            high=high,
-            p_value=p,
-            majority=majority,
-            checkpoints=int(judged.sum()),
-        )
+        yield figure("accuracy", judged, p_value=p, majority=majority)
         if (inputs, way, n) != (_MAIN_SET, "bag", MAIN):
             continue
-        for m, method in enumerate(data.methods):
+        for m in np.unique(data.y[judged]):
             own = judged & (data.y == m)
-            given = {name: round(float(v), 4) for name, v in zip(data.methods, shares[own].mean(axis=0), strict=True)}
-            low, high = _over_checkpoints(right[own], data.seed)
-            yield _row(
-                **about,
-                measure=f"told: {method}",
-                value=right[own].mean(),
-                low=low,
-                high=high,
-                told=given,
-                checkpoints=int(own.sum()),
-            )
-        for family in sorted(set(data.about["family"])):
-            own = judged & (data.about["family"] == family).to_numpy()
-            low, high = _over_checkpoints(right[own], data.seed)
-            yield _row(
-                **about,
-                measure=f"accuracy: {family}",
-                value=right[own].mean(),
-                low=low,
-                high=high,
-                checkpoints=int(own.sum()),
-            )
+            means = shares[own].mean(axis=0)
+            given = {name: round(float(v), 4) for name, v in zip(data.methods, means, strict=True)}
+            yield figure(f"told: {data.methods[m]}", own, told=given)
+        for family in sorted(set(data.about["family"][judged])):
+            yield figure(f"accuracy: {family}", judged & (data.about["family"] == family).to_numpy())
 
 
 def _over_checkpoints(right: np.ndarray, seed: int) -> tuple[float, float]:

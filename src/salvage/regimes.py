@@ -6,8 +6,8 @@ failure's attempts and are scored against the other half's, both ways round (met
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +86,7 @@ def study(failures: Failures, *, trials: int, seed: int, folder: Path, quiet: bo
     _refuse_too_little(table, labels)
     outer = problem_folds(table, FOLDS, np.random.default_rng([seed, 21]))
     inner = problem_folds(table, INNER, np.random.default_rng([seed, 22]))
-    mark = _mark(x, labels, outer, inner, seed)
+    mark = tuning.mark(["regimes.py"], [x, labels, outer, inner], seed)
     trains = {f"fold-{k}": outer != k for k in range(FOLDS)} | {"all": np.ones(len(table), bool)}
     searches = [
         tuning.Study(f"regimes-{name}", mark, _objective(x, labels, train, inner, seed), seed, trials, UNTUNED)
@@ -114,16 +114,6 @@ def _refuse_too_little(table: pd.DataFrame, labels: np.ndarray) -> None:
         raise SalvageError(f"{problems} problems are too few to learn regimes from; give at least {5 * FOLDS}")
     if len(np.unique(labels)) < 2:
         raise SalvageError(f"all failures are {CLASSES[labels[0, 0]]}: there are no regimes to tell apart")
-
-
-def _mark(*parts: Any) -> str:
-    """Hash all that a search rests on, this package's own settings too, so that a stale one is never gone on with."""
-    digest = hashlib.sha256(repr((MOST, INNER, optuna.__version__)).encode())
-    for name in ("regimes.py", "classifiers.py", "tuning.py"):
-        digest.update((Path(__file__).parent / name).read_bytes())
-    for part in parts:
-        digest.update(np.ascontiguousarray(part).tobytes())
-    return digest.hexdigest()[:12]
 
 
 def _objective(x: np.ndarray, labels: np.ndarray, train: np.ndarray, inner: np.ndarray, seed: int) -> tuning.Objective:
@@ -179,7 +169,7 @@ def _held_out(
     at = {name: [failures.inputs.index(i) for i in names] for name, names in input_sets(failures.inputs).items()}
     whole = next(iter(at))
     plans = [_about(whole, "other problems", "tuned")]
-    if len(np.unique(family)) == 2:
+    if len(np.unique(family)) > 1:
         plans.append(_about(whole, "the other family", "tuned"))
     plans += [_about(name, "other problems", "untuned trees") for name in at]
 
@@ -224,30 +214,40 @@ def _score(
     cells = table["cell"].to_numpy(str)
     family = family_of(cells)
     groups = {ALL: np.ones(len(table), bool)}
-    if about["classifier"] == "tuned" and len(np.unique(family)) == 2:
+    if about["classifier"] == "tuned" and len(np.unique(family)) > 1:
         groups |= {f"{one}-*": family == one for one in np.unique(family)}
     rows: list[dict[str, Any]] = []
     for group, mask in groups.items():
         rows += _auc_rows(table[mask], proba[:, mask], scored[:, mask], seed, cells=group, **about)
-    if about["classifier"] != "shares":
-        told = _within(cells, proba, scored)
-        rows.append(_row(cells=WITHIN, **about, measure="macro_auc", value=told, n=len(table)))
+    if about["classifier"] != "shares":  # which are the same for all failures of a cell and fold
+        value, drawn = _resampled(table, lambda weights: _within(cells, proba, scored, weights), seed)
+        rows.append(_figure(table, float(value), drawn, cells=WITHIN, **about, measure="macro_auc"))
     return rows
 
 
 def _auc_rows(
     table: pd.DataFrame, proba: np.ndarray, scored: np.ndarray, seed: int, **about: str
 ) -> Iterator[dict[str, Any]]:
-    problem = np.unique(problem_keys(table), return_inverse=True)[1]
-    whole = np.ones((1, len(table)))
-    point = _areas(proba, scored, whole)[0]
-    drawn = np.concatenate([_areas(proba, scored, w) for w in resampled_problems(problem, RESAMPLES, [seed, 24])])
+    point, drawn = _resampled(table, lambda w: _areas(proba, scored, w), seed)
     known = np.isfinite(point)  # a regime that no failure has, or all, has no curve
     measures = [("macro_auc", point[known].mean(), drawn[:, known].mean(axis=1))]
     measures += [(f"auc: {name}", point[c], drawn[:, c]) for c, name in enumerate(CLASSES) if known[c]]
     for measure, value, spread in measures:
-        low, high = interval(spread[np.isfinite(spread)], int(problem.max()) + 1)
-        yield _row(**about, measure=measure, value=value, low=low, high=high, n=len(table))
+        yield _figure(table, value, spread, **about, measure=measure)
+
+
+def _resampled(
+    table: pd.DataFrame, statistic: Callable[[np.ndarray], np.ndarray], seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return a statistic of weights [resamples, n] on the failures as they are, and on resamples of problems."""
+    problem = np.unique(problem_keys(table), return_inverse=True)[1]
+    drawn = [statistic(weights) for weights in resampled_problems(problem, RESAMPLES, [seed, 24])]
+    return statistic(np.ones((1, len(table))))[0], np.concatenate(drawn)
+
+
+def _figure(table: pd.DataFrame, value: float, drawn: np.ndarray, **about: str) -> dict[str, Any]:
+    low, high = interval(drawn[np.isfinite(drawn)], len(np.unique(problem_keys(table))))
+    return _row(**about, value=value, low=low, high=high, n=len(table))
 
 
 def _areas(proba: np.ndarray, scored: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -258,13 +258,13 @@ def _areas(proba: np.ndarray, scored: np.ndarray, weights: np.ndarray) -> np.nda
     )
 
 
-def _within(cells: np.ndarray, proba: np.ndarray, scored: np.ndarray) -> float:
-    """Return the macro-AUC within cells, their mean: there cell identity tells nothing."""
-    found = []
-    for cell in np.unique(cells):
-        mask = cells == cell
-        found.append(np.nanmean(_areas(proba[:, mask], scored[:, mask], np.ones((1, int(mask.sum()))))))
-    return float(np.nanmean(found))
+def _within(cells: np.ndarray, proba: np.ndarray, scored: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the macro-AUC within cells [resamples], their mean: there cell identity tells nothing."""
+    masks = [cells == cell for cell in np.unique(cells)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a cell of one regime has no curve
+        each = [np.nanmean(_areas(proba[:, mask], scored[:, mask], weights[:, mask]), axis=1) for mask in masks]
+        return np.asarray(np.nanmean(each, axis=0))
 
 
 def _calibration(
@@ -276,7 +276,6 @@ def _calibration(
     compared = [(about, told), (_about("none", "other problems", "shares"), np.repeat(shares[:, None], len(table), 1))]
     if not np.array_equal(*labels):
         compared.append((_about("none", "the other half of the attempts", "its label"), eye[labels]))
-    problem = np.unique(problem_keys(table), return_inverse=True)[1]
     rows = []
     for who, given in compared:
         losses = {
@@ -284,10 +283,8 @@ def _calibration(
             "accuracy": (given.argmax(axis=2) == scored).mean(axis=0),
         }
         for measure, each in losses.items():
-            drawn = [(w @ each) / w.sum(axis=1) for w in resampled_problems(problem, RESAMPLES, [seed, 25])]
-            low, high = interval(np.concatenate(drawn), int(problem.max()) + 1)
-            value = each.mean()
-            rows.append(_row(cells=ALL, **who, measure=measure, value=value, low=low, high=high, n=len(table)))
+            value, drawn = _resampled(table, lambda w: (w @ each) / w.sum(axis=1), seed)  # noqa: B023 (called here)
+            rows.append(_figure(table, float(value), drawn, cells=ALL, **who, measure=measure))
     return rows
 
 

@@ -74,7 +74,7 @@ def regimes(settings: Settings, tables: Tables, trials: int, *, quiet: bool = Fa
         "inputs": list(found.inputs),
         "settings": found.classifier.settings,
         "regimes": found.rows,
-        "reliability": reliability(found.proba, found.labels, classifying.CLASSES),
+        "reliability": reliability(failures.table, found.proba, found.labels, classifying.CLASSES, settings.seed),
         "shares": shares(failures.table, settings.seed),
         "clusters": clustered,
     }
@@ -139,28 +139,34 @@ def headlines(told: dict[str, Any]) -> dict[str, float]:
     return {f"accuracy.{row['split']}.bag{row['bag']}".replace(" ", "_"): row["value"] for row in rows}
 
 
-def reliability(proba: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> list[dict[str, Any]]:
+def reliability(
+    table: pd.DataFrame, proba: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], seed: int
+) -> list[dict[str, Any]]:
     """Return, for each regime and bin of told probability, what was told, what came true, and how many there were.
 
     Parameters
     ----------
+    table : DataFrame, n rows
     proba : array, [2, n, classes]
     labels : array of int, [2, n]
         What each is scored against.
     """
+    problem = np.unique(problem_keys(table), return_inverse=True)[1]
     rows = []
     for c, name in enumerate(classes):
-        told, true = proba[:, :, c].ravel(), (labels == c).ravel()
-        index = np.minimum((told * RELIABILITY_BINS).astype(int), RELIABILITY_BINS - 1)
-        for b in np.unique(index):
-            own = index == b
+        index = np.minimum((proba[:, :, c] * RELIABILITY_BINS).astype(int), RELIABILITY_BINS - 1)
+        inside = (index[..., None] == np.arange(RELIABILITY_BINS)).astype(np.float64)  # [2, n, bins]
+        n, came = inside.sum(axis=0), (inside * (labels == c)[..., None]).sum(axis=0)
+        told = (inside * proba[:, :, c, None]).sum(axis=(0, 1))
+        with np.errstate(invalid="ignore"):
+            drawn = [(w @ came) / (w @ n) for w in resampled_problems(problem, RESAMPLES, [seed, 52])]
+        for b in np.flatnonzero(n.sum(axis=0)):
+            spread = np.concatenate(drawn)[:, b]
+            low, high = interval(spread[np.isfinite(spread)], int(problem.max()) + 1)
+            total = n[:, b].sum()
+            figures = {"told": told[b] / total, "true": came[:, b].sum() / total, "low": low, "high": high}
             rows.append(
-                {
-                    "regime": name,
-                    "told": round(float(told[own].mean()), 4),
-                    "true": round(float(true[own].mean()), 4),
-                    "n": int(own.sum()) // 2,
-                }
+                {"regime": name, **{key: round(float(v), 4) for key, v in figures.items()}, "n": int(total / 2)}
             )
     return rows
 

@@ -8,6 +8,7 @@ killed one is simply run again, the same.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 import zlib
@@ -25,6 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 from threadpoolctl import threadpool_limits
 
 from salvage.pool import bar
+from salvage.shards import fingerprint
 
 GENERATION = 4  # trials that do not know of each other: what may run side by side in one study
 Objective = Callable[[optuna.Trial], float]
@@ -58,6 +60,16 @@ class Study:
     def stored(self) -> str:
         """What it is called in the store."""
         return f"{self.name}-{self.mark}"
+
+
+def mark(modules: list[str], arrays: list[np.ndarray], *rest: Any) -> str:
+    """Hash what an objective rests on: modules of this package, arrays, and what JSON takes.
+
+    A search under another hash is another search, so that a stale one is never gone on with.
+    """
+    content = [hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest() for array in arrays]
+    code = [*modules, "classifiers.py", "tuning.py"]
+    return fingerprint(content, *rest, optuna.__version__, code=code)[:12]
 
 
 def tune(studies: list[Study], folder: Path, *, label: str, quiet: bool = False) -> list[list[FrozenTrial]]:
