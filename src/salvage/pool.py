@@ -89,4 +89,4 @@ def _settle(count: int) -> None:
     if parent is not None:
         threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
     torch.set_num_threads(count)
-    transformers.utils.logging.disable_progressbar()
+    transformers.utils.logging.disable_progress_bar()

@@ -33,6 +33,7 @@ FOLDS = 5  # outer
 INNER = 3
 MOST = 3000  # failures that a trial looks at
 RESAMPLES = 1000
+RESAMPLES_WITHIN = 200  # where every cell has curves of its own
 ALL, WITHIN = "all", "within cells"
 
 
@@ -95,15 +96,16 @@ def study(failures: Failures, *, trials: int, seed: int, folder: Path, quiet: bo
     found = dict(zip(trains, tuning.tune(searches, folder, label="regimes", quiet=quiet), strict=True))
     settings = {name: tuning.best(done).params for name, done in found.items()}
     told = _held_out(failures, x, labels, outer, settings, seed)
+    resamples = _Resamples.draw(table, seed)
     scored = labels[::-1]  # a model trained on one half's labels is scored against the other's
     with ThreadPoolExecutor() as executor:
-        each = executor.map(lambda one: _score(table, one[0], one[1], scored, seed), told)
+        each = executor.map(lambda one: _score(table, one[0], one[1], scored, resamples), told)
     rows = [row for part in each for row in part]
     classifier = Classifier.fit(*_stacked(x, labels), CLASSES, settings["all"], seed)
     proba = told[0][1]
     classifier = classifier.calibrated(proba.reshape(-1, len(CLASSES)), scored.ravel())
     told_calibrated = np.stack([tempered(part, classifier.temperature_) for part in proba])
-    rows += _calibration(table, told[0][0], told_calibrated, labels, seed)
+    rows += _calibration(resamples, told[0][0], told_calibrated, labels)
     rows += importances(table, failures.inputs, x, labels, outer, settings, seed)
     return Study(rows, classifier, failures.inputs, told_calibrated, scored, found)
 
@@ -207,8 +209,34 @@ def _cell_shares(table: pd.DataFrame, labels: np.ndarray, outer: np.ndarray) -> 
     return told
 
 
+@dataclass(frozen=True)
+class _Resamples:
+    """Resamples of whole problems: how often each failure was drawn, [resamples, n], and its problem's number, [n]."""
+
+    weights: np.ndarray
+    problem: np.ndarray
+
+    @classmethod
+    def draw(cls, table: pd.DataFrame, seed: int) -> _Resamples:
+        problem = np.unique(problem_keys(table), return_inverse=True)[1]
+        drawn = [part.astype(np.uint8) for part in resampled_problems(problem, RESAMPLES, [seed, 24])]
+        return cls(np.concatenate(drawn), problem)
+
+    def of(self, statistic: Callable[[np.ndarray], np.ndarray], resamples: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Return a statistic of weights [chunk, n] on the failures as they are, and on the resamples (0: all)."""
+        weights = self.weights[: resamples or None]
+        parts = np.array_split(weights, max(1, weights.size // 2_000_000))
+        drawn = np.concatenate([statistic(part.astype(np.float32)) for part in parts])
+        return statistic(np.ones((1, len(self.problem)), np.float32))[0], drawn
+
+    def row(self, value: float, drawn: np.ndarray, **about: str) -> dict[str, Any]:
+        """Return a figure with its interval."""
+        low, high = interval(drawn[np.isfinite(drawn)], len(np.unique(self.problem)))
+        return _row(**about, value=float(value), low=low, high=high, n=len(self.problem))
+
+
 def _score(
-    table: pd.DataFrame, about: dict[str, str], proba: np.ndarray, scored: np.ndarray, seed: int
+    table: pd.DataFrame, about: dict[str, str], proba: np.ndarray, scored: np.ndarray, resamples: _Resamples
 ) -> list[dict[str, Any]]:
     """Return the rows of one comparison: AUC of each regime and their mean, over all, each family, within cells."""
     cells = table["cell"].to_numpy(str)
@@ -218,36 +246,21 @@ def _score(
         groups |= {f"{one}-*": family == one for one in np.unique(family)}
     rows: list[dict[str, Any]] = []
     for group, mask in groups.items():
-        rows += _auc_rows(table[mask], proba[:, mask], scored[:, mask], seed, cells=group, **about)
+        own = _Resamples(resamples.weights[:, mask], resamples.problem[mask])
+        rows += _auc_rows(own, proba[:, mask], scored[:, mask], cells=group, **about)
     if about["classifier"] != "shares":  # which are the same for all failures of a cell and fold
-        value, drawn = _resampled(table, lambda weights: _within(cells, proba, scored, weights), seed)
-        rows.append(_figure(table, float(value), drawn, cells=WITHIN, **about, measure="macro_auc"))
+        value, drawn = resamples.of(lambda weights: _within(cells, proba, scored, weights), RESAMPLES_WITHIN)
+        rows.append(resamples.row(float(value), drawn, cells=WITHIN, **about, measure="macro_auc"))
     return rows
 
 
-def _auc_rows(
-    table: pd.DataFrame, proba: np.ndarray, scored: np.ndarray, seed: int, **about: str
-) -> Iterator[dict[str, Any]]:
-    point, drawn = _resampled(table, lambda w: _areas(proba, scored, w), seed)
+def _auc_rows(resamples: _Resamples, proba: np.ndarray, scored: np.ndarray, **about: str) -> Iterator[dict[str, Any]]:
+    point, drawn = resamples.of(lambda weights: _areas(proba, scored, weights))
     known = np.isfinite(point)  # a regime that no failure has, or all, has no curve
     measures = [("macro_auc", point[known].mean(), drawn[:, known].mean(axis=1))]
     measures += [(f"auc: {name}", point[c], drawn[:, c]) for c, name in enumerate(CLASSES) if known[c]]
     for measure, value, spread in measures:
-        yield _figure(table, value, spread, **about, measure=measure)
-
-
-def _resampled(
-    table: pd.DataFrame, statistic: Callable[[np.ndarray], np.ndarray], seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return a statistic of weights [resamples, n] on the failures as they are, and on resamples of problems."""
-    problem = np.unique(problem_keys(table), return_inverse=True)[1]
-    drawn = [statistic(weights) for weights in resampled_problems(problem, RESAMPLES, [seed, 24])]
-    return statistic(np.ones((1, len(table))))[0], np.concatenate(drawn)
-
-
-def _figure(table: pd.DataFrame, value: float, drawn: np.ndarray, **about: str) -> dict[str, Any]:
-    low, high = interval(drawn[np.isfinite(drawn)], len(np.unique(problem_keys(table))))
-    return _row(**about, value=value, low=low, high=high, n=len(table))
+        yield resamples.row(value, spread, **about, measure=measure)
 
 
 def _areas(proba: np.ndarray, scored: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -268,12 +281,15 @@ def _within(cells: np.ndarray, proba: np.ndarray, scored: np.ndarray, weights: n
 
 
 def _calibration(
-    table: pd.DataFrame, about: dict[str, str], told: np.ndarray, labels: np.ndarray, seed: int
+    resamples: _Resamples, about: dict[str, str], told: np.ndarray, labels: np.ndarray
 ) -> list[dict[str, Any]]:
     """Return Brier score and accuracy, beside those of the shares alone and of the other half's own label."""
     scored, eye = labels[::-1], np.eye(len(CLASSES))
     shares = np.stack([np.bincount(part, minlength=len(CLASSES)) / len(part) for part in scored])
-    compared = [(about, told), (_about("none", "other problems", "shares"), np.repeat(shares[:, None], len(table), 1))]
+    compared = [
+        (about, told),
+        (_about("none", "other problems", "shares"), np.repeat(shares[:, None], labels.shape[1], 1)),
+    ]
     if not np.array_equal(*labels):
         compared.append((_about("none", "the other half of the attempts", "its label"), eye[labels]))
     rows = []
@@ -283,8 +299,8 @@ def _calibration(
             "accuracy": (given.argmax(axis=2) == scored).mean(axis=0),
         }
         for measure, each in losses.items():
-            value, drawn = _resampled(table, lambda w: (w @ each) / w.sum(axis=1), seed)  # noqa: B023 (called here)
-            rows.append(_figure(table, float(value), drawn, cells=ALL, **who, measure=measure))
+            value, drawn = resamples.of(lambda w: (w @ each) / w.sum(axis=1))  # noqa: B023 (called here)
+            rows.append(resamples.row(float(value), drawn, cells=ALL, **who, measure=measure))
     return rows
 
 
