@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 from salvage.errors import SalvageError
 from salvage.evaluation import family_of
 from salvage.profiles import problem_keys
-from salvage.resampling import interval, resampled_problems
+from salvage.resampling import ProblemResamples, interval
 from salvage.routing import Rule
 from salvage.schema import FEATURES, OPERATORS
 
@@ -44,14 +44,11 @@ class Clusters:
     label : array of int, [n]
         Of the family's failures, in the order of the table; numbers are matched across families.
     z : array, [n, 3]
-    stability : float
-        Mean adjusted Rand index between these clusters and those of resamples.
     """
 
     family: str
     label: np.ndarray
     z: np.ndarray
-    stability: float
 
 
 def study(table: pd.DataFrame, *, seed: int) -> tuple[list[dict[str, Any]], list[Clusters]]:
@@ -86,15 +83,18 @@ def study(table: pd.DataFrame, *, seed: int) -> tuple[list[dict[str, Any]], list
         found = dict(zip(tried, executor.map(stable, tried), strict=True))
     kind, k = _chosen(found, names)
     rows = [_curve_row(*job, *indices, chosen=job[:2] == (kind, k)) for job, indices in found.items()]
+    resamples = {
+        name: ProblemResamples.draw(problem_keys(part), INTERVAL_RESAMPLES, [seed, 33]) for name, part in parts.items()
+    }
     clusters, centres = [], None
     for name in names:
         label, centres_here = _labels(z[name], _maker(kind, k, seed), k)
         if centres is not None:
             label, centres_here = _matched(label, centres_here, centres)
         centres = centres_here if centres is None else centres
-        clusters.append(Clusters(name, label, z[name], float(found[kind, k, name][0].mean())))
-        rows += _described(parts[name], clusters[-1], seed)
-    rows += _across(clusters, parts, _maker(kind, k, seed), seed)
+        clusters.append(Clusters(name, label, z[name]))
+        rows += _described(parts[name], clusters[-1], resamples[name], seed)
+    rows += _across(clusters, resamples, _maker(kind, k, seed))
     return rows, clusters
 
 
@@ -165,7 +165,7 @@ def _matched(label: np.ndarray, centres: np.ndarray, reference: np.ndarray) -> t
     return number[label], centres[np.argsort(number)]
 
 
-def _described(part: pd.DataFrame, clusters: Clusters, seed: int) -> list[dict[str, Any]]:
+def _described(part: pd.DataFrame, clusters: Clusters, resamples: ProblemResamples, seed: int) -> list[dict[str, Any]]:
     """Return a row a cluster, its mark and what rescues it, and how much of the rescue profile the clusters explain."""
     rates, label = part[OPERATORS].to_numpy(np.float64), clusters.label
     gain = rates - rates.mean(axis=1, keepdims=True)
@@ -174,7 +174,7 @@ def _described(part: pd.DataFrame, clusters: Clusters, seed: int) -> list[dict[s
         own = label == c
         centre, lift = clusters.z[own].mean(axis=0), (gain[own] - gain.mean(axis=0)).mean(axis=0)
         mark, best = int(np.abs(centre).argmax()), int(lift.argmax())
-        low, high = _over_problems(part, lambda drawn: (label[drawn] == c).mean(), seed)  # noqa: B023 (called here)
+        low, high = _over_problems(resamples, lambda drawn: (label[drawn] == c).mean())  # noqa: B023 (called here)
         rows.append(
             _row(
                 family=clusters.family,
@@ -193,23 +193,21 @@ def _described(part: pd.DataFrame, clusters: Clusters, seed: int) -> list[dict[s
     cell = np.unique(part["cell"].to_numpy(str), return_inverse=True)[1]
     for measure, target in (("explained: rescue rates", rates), ("explained: which operator", gain)):
         value, p = explained(target, label, cell, seed)
-        low, high = _over_problems(part, lambda i: _between(_rest(target[i], cell[i]), label[i]), seed)  # noqa: B023
+        low, high = _over_problems(resamples, lambda i: _between(_rest(target[i], cell[i]), label[i]))  # noqa: B023
         rows.append(
             _row(family=clusters.family, measure=measure, value=value, low=low, high=high, p_value=p, n=len(part))
         )
     return rows
 
 
-def _over_problems(part: pd.DataFrame, statistic: Callable[[np.ndarray], float], seed: int) -> tuple[float, float]:
+def _over_problems(resamples: ProblemResamples, statistic: Callable[[np.ndarray], float]) -> tuple[float, float]:
     """Return the 95% interval of a statistic of failures (by index) over resamples of problems.
 
     Moved to where the statistic lies on the failures themselves: a share of variance grows when failures stand twice.
     """
-    problem = np.unique(problem_keys(part), return_inverse=True)[1]
-    weights = np.concatenate(list(resampled_problems(problem, INTERVAL_RESAMPLES, [seed, 33]))).astype(int)
-    drawn = np.array([statistic(np.repeat(np.arange(len(part)), counts)) for counts in weights])
-    drawn += statistic(np.arange(len(part))) - drawn.mean()
-    return interval(drawn, int(problem.max()) + 1)
+    once = np.arange(len(resamples.problem))
+    drawn = np.array([statistic(np.repeat(once, counts)) for counts in resamples.weights])
+    return resamples.interval(drawn + statistic(once) - drawn.mean())
 
 
 def explained(target: np.ndarray, label: np.ndarray, cell: np.ndarray, seed: int) -> tuple[float, float]:
@@ -243,7 +241,7 @@ def _between(rest: np.ndarray, label: np.ndarray) -> float:
     return float((sums**2 / n[:, None]).sum() / (rest**2).sum())
 
 
-def _across(clusters: list[Clusters], parts: dict[str, pd.DataFrame], make: Maker, seed: int) -> list[dict[str, Any]]:
+def _across(clusters: list[Clusters], resamples: dict[str, ProblemResamples], make: Maker) -> list[dict[str, Any]]:
     """Return how far one family's clusters, laid over the other's failures, agree with its own."""
     rows = []
     for one in clusters:
@@ -252,9 +250,8 @@ def _across(clusters: list[Clusters], parts: dict[str, pd.DataFrame], make: Make
                 laid, own = make(one.z).predict(other.z), other.label
                 agree = adjusted_rand_score(own, laid)
                 low, high = _over_problems(
-                    parts[other.family],
+                    resamples[other.family],
                     lambda i: adjusted_rand_score(own[i], laid[i]),  # noqa: B023 (called here)
-                    seed,
                 )
                 measure = f"agreement with {one.family}'s"
                 rows.append(_row(family=other.family, measure=measure, value=agree, low=low, high=high))

@@ -24,7 +24,7 @@ from salvage.classifiers import UNTUNED, Classifier, log_loss, suggest
 from salvage.errors import SalvageError
 from salvage.failures import KNOWN, Failures, bag_statistics, matrix
 from salvage.profiles import problem_folds
-from salvage.resampling import interval
+from salvage.resampling import interval, over_folds
 from salvage.settings import Cell
 
 SIZES = (1, 5, 10, 25, 50)  # failures in a bag
@@ -122,13 +122,14 @@ def study(
     for n in SIZES[1:]:
         told, truth = _pooled(data, cuts, judged[_MAIN_SET, "bag", n])
         classifiers[n] = _fit(data, everything, mine, settings[-1], n).calibrated(told, truth)
-    accuracy = {n: _accuracy(data, cuts, SEEDS, judged[_MAIN_SET, "bag", n]).mean() for n in classifiers}
+    main = [row for row in rows if (row["split"], row["inputs"], row["way"]) == (SEEDS, _MAIN_SET, "bag")]
+    accuracy = {row["bag"]: round(row["value"], 3) for row in main if row["measure"] == "accuracy" and row["bag"] > 1}
     return Study(
         rows,
         classifiers,
         tuple(data.inputs[i] for i in mine),
         tuple(sorted(data.about["family"].unique())),
-        {n: round(float(value), 3) for n, value in accuracy.items()},
+        accuracy,
         {search.name: found for search, found in zip(searches, done, strict=True)},
     )
 
@@ -325,13 +326,6 @@ def _shares(data: _Data, cuts: list[Split], kind: str, told: Told) -> np.ndarray
         return counts / counts.sum(axis=1, keepdims=True)
 
 
-def _accuracy(data: _Data, cuts: list[Split], kind: str, told: Told) -> np.ndarray:
-    """Return the accuracy on each judged checkpoint's bags, [checkpoints]."""
-    shares = _shares(data, cuts, kind, told)
-    right = shares[np.arange(len(data.y)), data.y]
-    return right[np.isfinite(right)]
-
-
 def _rows(data: _Data, cuts: list[Split], inputs: str, way: str, n: int, told: Told) -> Iterator[dict[str, Any]]:
     for kind in dict.fromkeys(split.kind for split in cuts):
         shares = _shares(data, cuts, kind, told)
@@ -397,8 +391,6 @@ def _importances(
             shuffled[:, at] = x[rng.permutation(len(x))][:, at]
             losses.append(start - (model.proba(shuffled).argmax(axis=1) == truth).mean())
         lost.append(losses)
-    values = np.array(lost)
-    error = values.std(axis=0, ddof=1) / np.sqrt(len(values))
     return [
         _row(
             split=SEEDS,
@@ -406,11 +398,11 @@ def _importances(
             way="bag",
             bag=MAIN,
             measure="importance",
-            value=value,
-            low=value - 2 * e,
-            high=value + 2 * e,
+            value=v,
+            low=low,
+            high=high,
         )
-        for column, value, e in zip(mine, values.mean(axis=0), error, strict=True)
+        for column, v, low, high in zip(mine, *over_folds(np.array(lost)), strict=True)
     ]
 
 

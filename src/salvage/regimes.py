@@ -7,7 +7,7 @@ failure's attempts and are scored against the other half's, both ways round (met
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from salvage.errors import SalvageError
 from salvage.evaluation import family_of, halves
 from salvage.failures import KNOWN, Failures, matrix
 from salvage.profiles import BEYOND_REACH, RETRY_SOLVABLE, STEERABLE_HARD, problem_folds, problem_keys, regimes_of
-from salvage.resampling import auc, interval, resampled_problems
+from salvage.resampling import ProblemResamples, auc, over_folds
 from salvage.schema import INTERVENTIONS, OPERATORS
 
 CLASSES = (RETRY_SOLVABLE, STEERABLE_HARD, BEYOND_REACH)
@@ -96,7 +96,7 @@ def study(failures: Failures, *, trials: int, seed: int, folder: Path, quiet: bo
     found = dict(zip(trains, tuning.tune(searches, folder, label="regimes", quiet=quiet), strict=True))
     settings = {name: tuning.best(done).params for name, done in found.items()}
     told = _held_out(failures, x, labels, outer, settings, seed)
-    resamples = _Resamples.draw(table, seed)
+    resamples = ProblemResamples.draw(problem_keys(table), RESAMPLES, [seed, 24])
     scored = labels[::-1]  # a model trained on one half's labels is scored against the other's
     with ThreadPoolExecutor() as executor:
         each = executor.map(lambda one: _score(table, one[0], one[1], scored, resamples), told)
@@ -209,34 +209,8 @@ def _cell_shares(table: pd.DataFrame, labels: np.ndarray, outer: np.ndarray) -> 
     return told
 
 
-@dataclass(frozen=True)
-class _Resamples:
-    """Resamples of whole problems: how often each failure was drawn, [resamples, n], and its problem's number, [n]."""
-
-    weights: np.ndarray
-    problem: np.ndarray
-
-    @classmethod
-    def draw(cls, table: pd.DataFrame, seed: int) -> _Resamples:
-        problem = np.unique(problem_keys(table), return_inverse=True)[1]
-        drawn = [part.astype(np.uint8) for part in resampled_problems(problem, RESAMPLES, [seed, 24])]
-        return cls(np.concatenate(drawn), problem)
-
-    def of(self, statistic: Callable[[np.ndarray], np.ndarray], resamples: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Return a statistic of weights [chunk, n] on the failures as they are, and on the resamples (0: all)."""
-        weights = self.weights[: resamples or None]
-        parts = np.array_split(weights, max(1, weights.size // 2_000_000))
-        drawn = np.concatenate([statistic(part.astype(np.float32)) for part in parts])
-        return statistic(np.ones((1, len(self.problem)), np.float32))[0], drawn
-
-    def row(self, value: float, drawn: np.ndarray, **about: str) -> dict[str, Any]:
-        """Return a figure with its interval."""
-        low, high = interval(drawn[np.isfinite(drawn)], len(np.unique(self.problem)))
-        return _row(**about, value=float(value), low=low, high=high, n=len(self.problem))
-
-
 def _score(
-    table: pd.DataFrame, about: dict[str, str], proba: np.ndarray, scored: np.ndarray, resamples: _Resamples
+    table: pd.DataFrame, about: dict[str, str], proba: np.ndarray, scored: np.ndarray, resamples: ProblemResamples
 ) -> list[dict[str, Any]]:
     """Return the rows of one comparison: AUC of each regime and their mean, over all, each family, within cells."""
     cells = table["cell"].to_numpy(str)
@@ -246,21 +220,29 @@ def _score(
         groups |= {f"{one}-*": family == one for one in np.unique(family)}
     rows: list[dict[str, Any]] = []
     for group, mask in groups.items():
-        own = _Resamples(resamples.weights[:, mask], resamples.problem[mask])
-        rows += _auc_rows(own, proba[:, mask], scored[:, mask], cells=group, **about)
+        rows += _auc_rows(resamples.take(mask), proba[:, mask], scored[:, mask], cells=group, **about)
     if about["classifier"] != "shares":  # which are the same for all failures of a cell and fold
-        value, drawn = resamples.of(lambda weights: _within(cells, proba, scored, weights), RESAMPLES_WITHIN)
-        rows.append(resamples.row(float(value), drawn, cells=WITHIN, **about, measure="macro_auc"))
+        value = float(_within(cells, proba, scored, np.ones((1, len(cells))))[0])
+        drawn = resamples.of(lambda weights: _within(cells, proba, scored, weights), RESAMPLES_WITHIN)
+        rows.append(_figure(resamples, value, drawn, cells=WITHIN, **about, measure="macro_auc"))
     return rows
 
 
-def _auc_rows(resamples: _Resamples, proba: np.ndarray, scored: np.ndarray, **about: str) -> Iterator[dict[str, Any]]:
-    point, drawn = resamples.of(lambda weights: _areas(proba, scored, weights))
+def _auc_rows(
+    resamples: ProblemResamples, proba: np.ndarray, scored: np.ndarray, **about: str
+) -> Iterator[dict[str, Any]]:
+    point = _areas(proba, scored, np.ones((1, scored.shape[1])))[0]
+    drawn = resamples.of(lambda weights: _areas(proba, scored, weights))
     known = np.isfinite(point)  # a regime that no failure has, or all, has no curve
     measures = [("macro_auc", point[known].mean(), drawn[:, known].mean(axis=1))]
     measures += [(f"auc: {name}", point[c], drawn[:, c]) for c, name in enumerate(CLASSES) if known[c]]
     for measure, value, spread in measures:
-        yield resamples.row(value, spread, **about, measure=measure)
+        yield _figure(resamples, float(value), spread, **about, measure=measure)
+
+
+def _figure(resamples: ProblemResamples, value: float, drawn: np.ndarray, **about: str) -> dict[str, Any]:
+    low, high = resamples.interval(drawn)
+    return _row(**about, value=value, low=low, high=high, n=len(resamples.problem))
 
 
 def _areas(proba: np.ndarray, scored: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -281,7 +263,7 @@ def _within(cells: np.ndarray, proba: np.ndarray, scored: np.ndarray, weights: n
 
 
 def _calibration(
-    resamples: _Resamples, about: dict[str, str], told: np.ndarray, labels: np.ndarray
+    resamples: ProblemResamples, about: dict[str, str], told: np.ndarray, labels: np.ndarray
 ) -> list[dict[str, Any]]:
     """Return Brier score and accuracy, beside those of the shares alone and of the other half's own label."""
     scored, eye = labels[::-1], np.eye(len(CLASSES))
@@ -299,8 +281,8 @@ def _calibration(
             "accuracy": (given.argmax(axis=2) == scored).mean(axis=0),
         }
         for measure, each in losses.items():
-            value, drawn = resamples.of(lambda w: (w @ each) / w.sum(axis=1))  # noqa: B023 (called here)
-            rows.append(resamples.row(float(value), drawn, cells=ALL, **who, measure=measure))
+            drawn = resamples.of(lambda w: (w @ each) / w.sum(axis=1))  # noqa: B023 (called here)
+            rows.append(_figure(resamples, float(each.mean()), drawn, cells=ALL, **who, measure=measure))
     return rows
 
 
@@ -325,18 +307,17 @@ def importances(
             shuffled = x[held].copy()
             shuffled[:, i] = rng.permutation(shuffled[:, i])
             lost[k, i] = start - _half_auc(model.proba(shuffled), truth[0], one)
-    spread = lost.std(axis=0, ddof=1) / np.sqrt(FOLDS)
     return [
         _row(
             cells=ALL,
             **_about(name, "other problems", "tuned"),
             measure="importance",
             value=value,
-            low=value - 2 * error,
-            high=value + 2 * error,
+            low=low,
+            high=high,
             n=len(table),
         )
-        for name, value, error in zip(inputs, lost.mean(axis=0), spread, strict=True)
+        for name, value, low, high in zip(inputs, *over_folds(lost), strict=True)
     ]
 
 

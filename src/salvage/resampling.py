@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -111,6 +112,48 @@ def resampled_problems(problem: np.ndarray, resamples: int, seed: list[int]) -> 
         drawn = rng.integers(n, size=(size, n)) + (np.arange(size) * n)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n)
         yield counts[:, problem].astype(np.float32)
+
+
+@dataclass(frozen=True)
+class ProblemResamples:
+    """Resamples of whole problems, drawn once for all statistics of the same failures.
+
+    Attributes
+    ----------
+    weights : array of uint8, [resamples, n]
+        How often each failure was drawn.
+    problem : array of int, [n]
+    """
+
+    weights: np.ndarray
+    problem: np.ndarray
+
+    @classmethod
+    def draw(cls, keys: np.ndarray, resamples: int, seed: list[int]) -> ProblemResamples:
+        """Draw resamples of the failures whose problems are called `keys`, [n]."""
+        problem = np.unique(keys, return_inverse=True)[1]
+        drawn = [part.astype(np.uint8) for part in resampled_problems(problem, resamples, seed)]
+        return cls(np.concatenate(drawn), problem)
+
+    def take(self, rows: np.ndarray) -> ProblemResamples:
+        """Return those of some failures, by mask."""
+        return ProblemResamples(self.weights[:, rows], self.problem[rows])
+
+    def of(self, statistic: Callable[[np.ndarray], np.ndarray], resamples: int | None = None) -> np.ndarray:
+        """Return a statistic of weights [chunk, n] on every resample, or on the first few: [resamples, ...]."""
+        weights = self.weights[:resamples]
+        parts = np.array_split(weights, max(1, weights.size // 2_000_000))
+        return np.concatenate([statistic(part.astype(np.float32)) for part in parts])
+
+    def interval(self, drawn: np.ndarray) -> tuple[float, float]:
+        """Return the 95% interval of a figure [resamples]; where a resample has none (NaN), of the others."""
+        return interval(drawn[np.isfinite(drawn)], len(np.unique(self.problem)))
+
+
+def over_folds(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return mean, low and high [columns] of figures of several folds [folds, columns]: two errors each way."""
+    mean, error = values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(len(values))
+    return mean, mean - 2 * error, mean + 2 * error
 
 
 def auc(score: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:

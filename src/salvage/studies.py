@@ -15,7 +15,7 @@ from salvage.evaluation import NAMED
 from salvage.failures import Failures
 from salvage.profiles import problem_keys
 from salvage.profiles import regimes as regimes_by_rates
-from salvage.resampling import interval, resampled_problems
+from salvage.resampling import ProblemResamples
 from salvage.settings import Cell, Settings, lab_cells
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def reliability(
     labels : array of int, [2, n]
         What each is scored against.
     """
-    problem = np.unique(problem_keys(table), return_inverse=True)[1]
+    resamples = ProblemResamples.draw(problem_keys(table), RESAMPLES, [seed, 52])
     rows = []
     for c, name in enumerate(classes):
         index = np.minimum((proba[:, :, c] * RELIABILITY_BINS).astype(int), RELIABILITY_BINS - 1)
@@ -159,10 +159,9 @@ def reliability(
         n, came = inside.sum(axis=0), (inside * (labels == c)[..., None]).sum(axis=0)
         told = (inside * proba[:, :, c, None]).sum(axis=(0, 1))
         with np.errstate(invalid="ignore"):
-            drawn = [(w @ came) / (w @ n) for w in resampled_problems(problem, RESAMPLES, [seed, 52])]
+            drawn = resamples.of(lambda w: (w @ came) / (w @ n))  # noqa: B023 (called here)
         for b in np.flatnonzero(n.sum(axis=0)):
-            spread = np.concatenate(drawn)[:, b]
-            low, high = interval(spread[np.isfinite(spread)], int(problem.max()) + 1)
+            low, high = resamples.interval(drawn[:, b])
             total = n[:, b].sum()
             figures = {"told": told[b] / total, "true": came[:, b].sum() / total, "low": low, "high": high}
             rows.append(
@@ -174,18 +173,17 @@ def reliability(
 def shares(table: pd.DataFrame, seed: int) -> list[dict[str, Any]]:
     """Return each family's and method's shares of regimes (by all attempts), with intervals over problems."""
     regime = regimes_by_rates(table)
-    problem = np.unique(problem_keys(table), return_inverse=True)[1]
     parts = table["cell"].str.extract(rf"^{NAMED.pattern}$")
     groups = {"all": np.ones(len(table), bool)}
     for (family, method), rows in table.groupby([parts[0], parts[1]]).groups.items():
         groups[f"{family}-{method}-*"] = table.index.isin(rows)
     found, names = [], np.unique(regime)
     for cells, mask in groups.items():
-        own = np.unique(problem[mask], return_inverse=True)[1]
+        resamples = ProblemResamples.draw(problem_keys(table[mask]), RESAMPLES, [seed, 51])
         is_so = (regime[mask][:, None] == names).astype(np.float64)
-        drawn = [(w @ is_so) / w.sum(axis=1, keepdims=True) for w in resampled_problems(own, RESAMPLES, [seed, 51])]
-        for name, value, spread in zip(names, is_so.mean(axis=0), np.concatenate(drawn).T, strict=True):
-            low, high = interval(spread, int(own.max()) + 1)
+        drawn = resamples.of(lambda w: (w @ is_so) / w.sum(axis=1, keepdims=True))  # noqa: B023 (called here)
+        for name, value, spread in zip(names, is_so.mean(axis=0), drawn.T, strict=True):
+            low, high = resamples.interval(spread)
             figures = {"value": round(float(value), 5), "low": round(low, 5), "high": round(high, 5)}
             found.append({"cells": cells, "regime": str(name), "n": int(mask.sum()), **figures})
     return found

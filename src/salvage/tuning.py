@@ -134,12 +134,14 @@ def _finished(study: Study, shared: optuna.Study) -> dict[int, FrozenTrial]:
 
 def _work(studies: list[Study], shared: list[optuna.Study], folder: Path, turn: int, stop: Event) -> None:
     """Take trials until none is left; each worker starts at another study."""
-    order = [(turn * len(studies) // 2 + i) % len(studies) for i in range(len(studies))]
-    while not stop.is_set():
-        left = [i for i in order if len(_finished(studies[i], shared[i])) < studies[i].trials]
-        if not left:
-            return
-        if not any(_advance(studies[i], shared[i], folder) for i in left):
+    left = [(turn * len(studies) // 2 + i) % len(studies) for i in range(len(studies))]
+    while left and not stop.is_set():
+        for i in list(left):
+            if _advance(studies[i], shared[i], folder):
+                break
+            if len(_finished(studies[i], shared[i])) == studies[i].trials:
+                left.remove(i)
+        else:
             time.sleep(0.1)  # others are at work on what is left
 
 
