@@ -12,6 +12,7 @@ import pandas as pd
 from salvage.errors import SalvageError
 from salvage.routing import Fitted, KnowsRates, Plans, Rule, choose, decide_by_cell, margin, pick
 from salvage.schema import FACTS, FEATURES
+from salvage.traces import SIGNALS, NotFiniteError, featurised, finite
 
 COLUMNS = ["operator", *(f"z_{name}" for name in FEATURES), "margin"]
 
@@ -45,7 +46,13 @@ def answer_fitted(fitted: Fitted, table: pd.DataFrame, where: str) -> dict[str, 
 
     Added are the policy, its version, the expected rescue of the chosen operator with its 95% interval (None where the
     policy knows none), and for a portfolio the plan: the operators in the order to be tried.
+
+    Rows may have per-token signals instead of features (`salvage.traces`). Where one does, what was computed from them
+    is added too: the features and the junction, None for the other rows.
     """
+    computed: dict[str, list[Any]] = {}
+    if any(name in table for name in SIGNALS):
+        table, computed = featurised(table, where)
     told = answer(fitted.rule, table, where)
     n, policy = len(table), fitted.policy
     known: dict[str, list[Any]] = {"expected": [None] * n, "expected_low": [None] * n, "expected_high": [None] * n}
@@ -61,7 +68,7 @@ def answer_fitted(fitted: Fitted, table: pd.DataFrame, where: str) -> dict[str, 
             told["operator"] = pick(worth, policy.choices).tolist()
         if isinstance(policy, KnowsRates):
             known |= _chosen(policy, worth, failures, [o if o != "stop" else "retry" for o in told["operator"]])
-    return told | {"policy": [fitted.name] * n, "policy_version": [fitted.version] * n} | known
+    return told | {"policy": [fitted.name] * n, "policy_version": [fitted.version] * n} | known | computed
 
 
 def _chosen(policy: KnowsRates, worth: np.ndarray, failures: pd.DataFrame, told: list[str]) -> dict[str, list[Any]]:
@@ -120,20 +127,10 @@ def numbers(table: pd.DataFrame, name: str, where: str, needed: Sequence[str] = 
     need = f"each row needs a finite number in {', '.join(needed)}"
     if name not in table:
         raise SalvageError(f"{where}: row 0, column {name!r} is missing; {need}")
-    values = table[name].tolist()
-    if not set(map(type, values)) <= {int, float}:
-        row = next(i for i, value in enumerate(values) if type(value) not in (int, float))
-        raise SalvageError(f"{where}: row {row}, column {name!r}: {values[row]!r} is not a number; {need}")
     try:
-        column = np.array(values, dtype=np.float64)
-    except OverflowError:  # an integer beyond any double
-        column = np.array([value if abs(value) < 1e300 else np.inf for value in values], dtype=np.float64)
-    finite = np.isfinite(column)
-    if not finite.all():
-        row = int(np.argmin(finite))
-        shown = "NaN or null" if np.isnan(column[row]) else "infinite"
-        raise SalvageError(f"{where}: row {row}, column {name!r} is {shown}; {need}")
-    return column
+        return finite(table[name].tolist())
+    except NotFiniteError as fault:
+        raise SalvageError(f"{where}: row {fault.at}, column {name!r}{fault.told}; {need}") from None
 
 
 def read_table(path: str | Path) -> pd.DataFrame:

@@ -23,18 +23,20 @@ from salvage.classifiers import Classifier
 from salvage.errors import SalvageError
 from salvage.routing import Fitted
 from salvage.schema import FACTS, FEATURES
+from salvage.traces import COMPUTED, SIGNALS
 
 NAME = "salvage-router"
 CLASSIFIERS = {"regimes": "salvage-regimes", "methods": "salvage-methods"}
 CHAMPION = f"models:/{NAME}@champion"
 EXAMPLE = {"spread": 0.16, "concentration": 2.1, "logit_dispersion": -0.86, "cell": "demo"}
 # The features are declared as Any, not as double: for a double MLflow converts the column before the model sees it,
-# takes the text "1.5", and names no row when it refuses. The model checks them itself (answers.numbers).
+# takes the text "1.5", and names no row when it refuses. The model checks them itself (answers.numbers), also that each
+# row has either features or signals, so that no column is required.
 SIGNATURE = ModelSignature(
     inputs=Schema(
         [
-            *(ColSpec(AnyType(), name) for name in FEATURES),
-            *(ColSpec(AnyType(), name, required=False) for name in ("cell", "n_failed_rollouts", *FACTS)),
+            ColSpec(AnyType(), name, required=False)
+            for name in (*FEATURES, *SIGNALS, "cell", "n_failed_rollouts", *FACTS)
         ],
     ),
     outputs=Schema(
@@ -43,7 +45,7 @@ SIGNATURE = ModelSignature(
             *(ColSpec(DataType.double, name) for name in (*(f"z_{name}" for name in FEATURES), "margin")),
             *(ColSpec(DataType.string, name) for name in ("policy", "policy_version")),
             *(ColSpec(AnyType(), name) for name in ("expected", "expected_low", "expected_high")),
-            ColSpec(AnyType(), "plan", required=False),
+            *(ColSpec(AnyType(), name, required=False) for name in ("plan", *COMPUTED)),
         ]
     ),
 )

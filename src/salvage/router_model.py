@@ -1,9 +1,10 @@
 """The registered router: MLflow loads this file ("models from code") and the frozen policy, a JSON; nothing is pickled.
 
-A request has one row a failure: spread, concentration, logit_dispersion, each a finite number; optionally the cell,
-n_failed_rollouts and the facts (schema.FACTS), which the rule does not use and other policies do. The answer has one
-row a failure: the operator, the three z-scores, the margin, the policy and its version, and the expected rescue with
-its interval where the policy knows one.
+A request has one row a failure: spread, concentration, logit_dispersion, each a finite number, or the per-token signals
+that they are computed from (`salvage.traces`); optionally the cell, n_failed_rollouts and the facts (schema.FACTS),
+which the rule does not use and other policies do. The answer has one row a failure: the operator, the three z-scores,
+the margin, the policy and its version, the expected rescue with its interval where the policy knows one, and what was
+computed where the request has signals.
 """
 
 from __future__ import annotations
