@@ -1,5 +1,6 @@
 # make run [PROFILE=quick|default|full]   builds .venv and runs the main job
 # make test   builds it and passes the tests     make lint   ruff and mypy
+# make screenshots  takes docs/report*.png and docs/trace.png with Chromium
 # make serve  serves the champion on 127.0.0.1   make clean  removes what make made
 PROFILE ?= default
 PYTHON ?= $(firstword $(shell command -v python3.11 python3 2>/dev/null))
@@ -9,7 +10,7 @@ export MLFLOW_TRACKING_URI ?= sqlite:///mlflow.db
 STAMP := $(VENV)/.installed
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet --no-compile
 
-.PHONY: run test serve lint clean
+.PHONY: run test serve lint screenshots clean
 
 run: $(STAMP)
 	mlflow run . --env-manager local --experiment-name salvage -P profile=$(PROFILE)
@@ -25,6 +26,9 @@ serve: $(STAMP)
 lint: $(STAMP)
 	ruff check .
 	mypy
+
+screenshots: $(STAMP)
+	python tools/screenshots.py
 
 # Pinned, nothing to resolve: two pips side by side take half each, and a third brings what a GPU build of torch needs.
 # Compiled at the end on every core, not by pip on one: where nothing may be compiled later, each start would do it again.

@@ -1,7 +1,9 @@
-"""What is shown: the evaluation's table, the picture of the failures, the bars of rescue by policy."""
+"""What is shown: the evaluation's tables; pictures of the failures, of rescue by policy, of what budgets solve."""
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,19 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from salvage.files import write_text
+
 # Okabe and Ito's colours: told apart by colour-blind readers, and in grey.
 COLOURS = {"retry-solvable": "#56B4E9", "steerable-hard": "#D55E00", "beyond reach": "#999999"}
-MARKERS = {"dense_steer": "s", "sparse_steer": "^", "local_temp": "o", "sparse_steer_random": "x"}
+MARKERS = {"dense_steer": "s", "sparse_steer": "^", "local_temp": "o", "sparse_steer_random": "X"}
+OPEN = ("retry-solvable",)  # marks with nothing inside, so that regimes differ in more than colour
+SIZES = {"retry-solvable": 18, "steerable-hard": 18, "beyond reach": 5}
 PROTOCOLS = {"paper": "#E69F00", "cross-fitted": "#0072B2"}
 SPENDERS = {"retry": "#56B4E9", "portfolio": "#D55E00", "best mix (hindsight)": "#999999"}
+# Colour, mark and line; arms that have none of their own take what is left.
+STYLES = {"retry": ("#56B4E9", "o", "-"), "rule": ("#009E73", "s", "--"), "calibrated": ("#CC79A7", "^", "-.")}
+STYLES |= {"portfolio": ("#D55E00", "D", "-")}
+MORE_STYLES = [("#0072B2", "v", ":"), ("#E69F00", "P", "--"), ("#999999", "X", "-."), ("#F0E442", "*", ":")]
 SHOWN_BUDGETS = (2, 4, 8, 16)
 MAX_PANELS = 12
 
@@ -38,7 +48,7 @@ def evaluation_table(rows: list[dict[str, Any]]) -> Table:
     for key in dict.fromkeys((row["scope"], row["policy"]) for row in shown):
         by = {row["protocol"]: row for row in shown if (row["scope"], row["policy"]) == key}
         row = next(by[name] for name in reversed(protocols) if name in by)
-        cells = [part for name in protocols for part in _figures(by.get(name))]
+        cells = [part for name in protocols for part in figures(by.get(name))]
         lifts = [_interval(row, label, "+.1f") for label in ("over_retry", "over_best_fixed")]
         per_1000 = [f"{row['per_1000']:.2f}" if _is(row["per_1000"]) else ""] if spent else []
         p = f"{row['p_value']:.3f}" if _is(row["p_value"]) else ""
@@ -86,7 +96,7 @@ def budget_table(rows: list[dict[str, Any]]) -> Table:
             if name not in by
             else _interval(by[name], "over_retry", "+.1f")
             if name[0] != "retry"
-            else _figures(by[name])[0]
+            else figures(by[name])[0]
             for name in names
         ]
         if last not in (None, cell):
@@ -114,19 +124,40 @@ def stopping_table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
+def arm_table(rows: list[dict[str, Any]]) -> Table:
+    """Return what the closed loop solved by arm and budget, for all cells and groups of them."""
+    shown = [row for row in rows if row["cells"] == "all" or "*" in row["cells"]]
+    same = ["same_tokens"] if any(_is(row.get("same_tokens")) for row in shown) else []
+    table = Table(title="The closed loop within a budget (in retries' worth of model-tokens): % [95%], means a problem")
+    for name in ("cells", "arm", "budget", "problems", "solved", "over retry", *["for as many tokens"][: len(same)]):
+        table.add_column(name, justify="left" if name in ("cells", "arm") else "right")
+    for name in ("model-tokens", "attempts", "scored tokens"):
+        table.add_column(name, justify="right")
+    last = None
+    for row in shown:
+        solved, lifts = _interval(row, "solved", ".1f"), [_interval(row, n, "+.1f") for n in ("over_retry", *same)]
+        spent = [f"{row['model_tokens']:.0f}", f"{row['attempts']:.2f}", f"{row['scored_tokens']:.0f}"]
+        if last not in (None, row["cells"]):
+            table.add_section()
+        last = row["cells"]
+        table.add_row(row["cells"], row["arm"], str(row["budget"]), str(row["problems"]), solved, *lifts, *spent)
+    return table
+
+
 def _is(value: Any) -> bool:
     return value is not None and not pd.isna(value)
 
 
-def _figures(row: dict[str, Any] | None) -> tuple[str, str]:
+def figures(row: dict[str, Any] | None) -> tuple[str, str]:
+    """Return what a row of the evaluation rescues, with its interval, and of how many; empty where there is none."""
     if row is None:
         return "", ""
     return _interval(row, "rescue", ".1f"), str(row["n"])
 
 
 def _interval(row: dict[str, Any], label: str, form: str) -> str:
-    ends = ("low", "high") if label == "rescue" else (f"{label}_low", f"{label}_high")
-    if not _is(row[label]):
+    ends = ("low", "high") if label in ("rescue", "solved") else (f"{label}_low", f"{label}_high")
+    if not _is(row.get(label)):
         return ""
     # 0.0 added, so that no figure reads -0.0
     told, *bounds = (format(round(100 * row[name], 1) + 0.0, form) for name in (label, *ends) if _is(row[name]))
@@ -181,7 +212,7 @@ def panel(profiles: pd.DataFrame, routed: Sequence[str] | np.ndarray, path: Path
     columns = min(4, len(groups))
     rows = -(-len(groups) // columns)
     figure, axes = plt.subplots(
-        rows, columns, figsize=(3.2 * columns + 2, 2.9 * rows + 0.8), sharex=True, sharey=True, squeeze=False
+        rows, columns, figsize=(max(3.2 * columns, 8), 2.9 * rows + 1.2), sharex=True, sharey=True, squeeze=False
     )
     for axis in axes.flat[len(groups) :]:
         axis.set_visible(False)
@@ -199,10 +230,11 @@ def _scatter(axis: Any, table: pd.DataFrame) -> None:
         axis.scatter(
             rows["spread"],
             rows["concentration"],
-            s=16,
+            s=SIZES[str(regime)],
             alpha=0.7,
             linewidths=0.8,
-            color=COLOURS[str(regime)],
+            facecolors="none" if regime in OPEN else COLOURS[str(regime)],
+            edgecolors=COLOURS[str(regime)],
             marker=MARKERS.get(str(operator), "D"),
         )
     axis.grid(alpha=0.2)
@@ -210,9 +242,13 @@ def _scatter(axis: Any, table: pd.DataFrame) -> None:
 
 def _legend(plt: Any, figure: Any) -> None:
     line = plt.Line2D
-    handles = [line([], [], color=c, marker="o", linestyle="", label=name) for name, c in COLOURS.items()]
+    handles = []
+    for name, colour in COLOURS.items():
+        look = {"fillstyle": "none" if name in OPEN else "full", "markersize": SIZES[name] ** 0.5 + 1.5}
+        handles.append(line([], [], color=colour, marker="o", linestyle="", label=name, **look))
     handles += [line([], [], color="black", marker=m, linestyle="", label=name) for name, m in MARKERS.items()]
-    figure.legend(handles=handles, loc="outside right upper", title="colour: regime\nmark: routed to", fontsize=8)
+    look = {"loc": "outside upper left", "ncols": len(handles), "alignment": "left", "fontsize": 8}
+    figure.legend(handles=handles, title="colour and filling: regime; shape: routed to", **look)
 
 
 def rescue_bars(rows: list[dict[str, Any]], path: Path) -> None:
@@ -223,7 +259,7 @@ def rescue_bars(rows: list[dict[str, Any]], path: Path) -> None:
     scopes = list(dict.fromkeys(row["scope"] for row in shown)) or ["all"]
     policies = list(dict.fromkeys(row["policy"] for row in shown))
     figure, axes = plt.subplots(
-        1, len(scopes), figsize=(4.6 * len(scopes) + 1.5, 0.42 * len(policies) + 1.8), sharey=True, squeeze=False
+        1, len(scopes), figsize=(4.6 * len(scopes) + 1.5, 0.42 * len(policies) + 2), sharey=True, squeeze=False
     )
     for axis, scope in zip(axes.flat, scopes, strict=True):
         for shift, (protocol, colour) in zip((-0.18, 0.18), PROTOCOLS.items(), strict=True):
@@ -232,13 +268,14 @@ def rescue_bars(rows: list[dict[str, Any]], path: Path) -> None:
             rates = np.array([row["rescue"] for row in part], dtype=float)
             bounds = np.array([[row["low"], row["high"]] for row in part], dtype=float).reshape(-1, 2).T
             errors = np.nan_to_num(np.abs(bounds - rates))
-            axis.barh(places, rates, 0.34, xerr=errors, color=colour, label=protocol, error_kw={"elinewidth": 1})
+            label = f"{protocol} ({'upper' if shift < 0 else 'lower'} bar)"
+            axis.barh(places, rates, 0.34, xerr=errors, color=colour, label=label, error_kw={"elinewidth": 1})
         axis.set_title(f"{scope} failures", fontsize=10)
         axis.set_xlabel("rescued by one attempt")
         axis.grid(axis="x", alpha=0.2)
     axes[0, 0].set_yticks(range(len(policies)), policies)
     axes[0, 0].invert_yaxis()
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", title="protocol", fontsize=8)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=2, fontsize=8)
     save(plt, figure, path)
 
 
@@ -252,15 +289,16 @@ def budget_curves(rows: list[dict[str, Any]], path: Path) -> None:
     cells = [cell for cell in dict.fromkeys(r["cell"] for r in shown) if cell == "all" or "*" in cell] or ["all"]
     figure, axes = plt.subplots(2, len(cells), figsize=(2.3 * len(cells) + 1.6, 5.2), sharex="row", squeeze=False)
     for (above, below), cell in zip(axes.T, cells, strict=True):
-        for policy, colour in SPENDERS.items():
+        for (policy, colour), mark in zip(SPENDERS.items(), "oDX", strict=True):
             part = sorted((r for r in shown if (r["cell"], r["policy"]) == (cell, policy)), key=lambda r: r["budget"])
             budgets = [r["budget"] for r in part]
-            above.plot(budgets, [100 * r["rescue"] for r in part], color=colour, label=policy, marker=".")
+            look = {"color": colour, "marker": mark, "markersize": 4}
+            above.plot(budgets, [100 * r["rescue"] for r in part], label=policy, **look)
             lifts = np.array(
                 [[r[f"over_retry{end}"] for end in ("", "_low", "_high")] for r in part if _is(r["over_retry"])]
             )
             if len(lifts):
-                below.plot(budgets, 100 * lifts[:, 0], color=colour, marker=".")
+                below.plot(budgets, 100 * lifts[:, 0], **look)
                 below.fill_between(budgets, 100 * lifts[:, 1], 100 * lifts[:, 2], color=colour, alpha=0.25, linewidth=0)
         above.set_title(cell, fontsize=9)
         below.axhline(0, color="black", linewidth=0.8)
@@ -270,7 +308,47 @@ def budget_curves(rows: list[dict[str, Any]], path: Path) -> None:
             axis.tick_params(labelsize=8)
     axes[0, 0].set_ylabel("failures solved, %")
     axes[1, 0].set_ylabel("points over retry")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=3, fontsize=8)
+    save(plt, figure, path)
+
+
+def arm_curves(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw what the arms of the closed loop solve against the model-tokens they spend, and their points over retry.
+
+    A panel for all cells and one a method; below, at each budget, the arms side by side with their intervals.
+    """
+    plt = pyplot()
+    groups = [g for g in dict.fromkeys(r["cells"] for r in rows) if g == "all" or g.startswith("*-")]
+    budgets = sorted({row["budget"] for row in rows})
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    left = iter(MORE_STYLES * len(arms))
+    rivals = [arm for arm in arms if any(row["arm"] == arm and _is(row["over_retry"]) for row in rows)]
+    styles = {arm: STYLES.get(arm) or next(left) for arm in arms}
+    figure, axes = plt.subplots(2, len(groups), figsize=(2.5 * len(groups) + 1.6, 5.4), sharey="row", squeeze=False)
+    for (above, below), group in zip(axes.T, groups, strict=True):
+        for arm, (colour, mark, line) in styles.items():
+            part = sorted((r for r in rows if (r["cells"], r["arm"]) == (group, arm)), key=lambda r: r["budget"])
+            look = {"color": colour, "marker": mark, "markersize": 5, "label": arm}
+            spent, solved = ([row[name] for row in part] for name in ("model_tokens", "solved"))
+            above.plot(spent, 100 * np.array(solved), linestyle=line, **look)
+            part = [row for row in part if _is(row["over_retry"])]
+            told = 100 * np.array([[row[f"over_retry{end}"] for end in ("", "_low", "_high")] for row in part])
+            if part:
+                shift = 0.16 * (rivals.index(arm) - (len(rivals) - 1) / 2)
+                places = [budgets.index(row["budget"]) + shift for row in part]
+                errors = np.abs(told[:, 1:] - told[:, :1]).T
+                below.errorbar(places, told[:, 0], errors, linestyle="", elinewidth=1.2, **look)
+        above.set_title(group, fontsize=10)
+        above.set_xlabel("model-tokens a problem", fontsize=8)
+        below.axhline(0, color="black", linewidth=0.8)
+        below.set_xticks(range(len(budgets)), [str(budget) for budget in budgets])
+        below.set_xlabel("budget, in retries", fontsize=8)
+        for axis in (above, below):
+            axis.grid(alpha=0.2)
+            axis.tick_params(labelsize=8)
+    axes[0, 0].set_ylabel("problems solved, %")
+    axes[1, 0].set_ylabel("points over retry [95%]")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=4, fontsize=8)
     save(plt, figure, path)
 
 
@@ -280,13 +358,45 @@ def pyplot() -> Any:
 
     mpl.use("agg")
     mpl.rcParams.update({"figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False})
+    mpl.rcParams.update({"svg.hashsalt": "salvage", "svg.fonttype": "none"})
     import matplotlib.pyplot as plt
 
     return plt
 
 
 def save(plt: Any, figure: Any, path: Path) -> None:
-    """Save a picture and let go of it."""
+    """Save a picture, beside it as an SVG that takes the colours of the page around it, and let go of it."""
     # No date or version inside: the same results give the same file.
     figure.savefig(path, dpi=130, metadata={"Software": None})
+    for part in figure.findobj(lambda artist: hasattr(artist, "get_frame")):  # legends: no white box on a dark page
+        part.get_frame().set_facecolor("none")
+    drawn = io.StringIO()
+    figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     plt.close(figure)
+    write_text(path.with_suffix(".svg"), _for_a_page(drawn.getvalue(), path.stem))
+
+
+def _for_a_page(svg: str, name: str) -> str:
+    """Return matplotlib's SVG such that several go into one HTML page, dark or light.
+
+    Black becomes `currentColor`, ids get the picture's name, and what holds for the whole document moves to the root.
+    """
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<(metadata|style)\b.*?</\1>\s*|<!--.*?-->\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g clip-path="[^"]*">\s*<use [^>]*style="fill: none"/>\s*</g>\s*', "", svg)  # seen by nobody
+    # Matplotlib clips each mark by itself, which doubles the file.
+    svg = re.sub(r'(<g clip-path="[^"]*">)((?:\s*<use [^>]*/>\s*</g>\s*\1)+)', _merged, svg)
+    svg = re.sub(r"<[^>]*>", lambda tag: _adapted(tag[0], name), svg)
+    # What has no fill is black: text, and marks drawn in black.
+    return svg.replace("<svg ", '<svg fill="currentColor" stroke-linejoin="round" stroke-linecap="butt" ', 1)
+
+
+def _merged(marks: re.Match[str]) -> str:
+    return marks[1] + re.sub(rf"</g>\s*{re.escape(marks[1])}", "", marks[2])
+
+
+def _adapted(tag: str, name: str) -> str:
+    tag = re.sub(r' xmlns:xlink="[^"]*"', "", tag).replace("xlink:href", "href").replace("#000000", "currentColor")
+    tag = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", tag)
+    tag = re.sub(r"'DejaVu Sans'[^;\"]*sans-serif", "sans-serif", tag)
+    return re.sub(r"(\d\.\d\d)\d+", r"\1", tag)  # a hundredth of a point is enough

@@ -109,19 +109,33 @@ def ensure_registered(settings: Settings) -> bool:
 
 
 def report(settings: Settings) -> None:
-    """Draw the pictures of the pipeline's results, and of the studies', into report/."""
-    from salvage import studies, study_report
-    from salvage.report import budget_curves, panel, rescue_bars
+    """Draw the pictures of the pipeline's results and of the studies' into report/, and write the page of them."""
+    from salvage import page, studies, study_report
+    from salvage.report import arm_curves, budget_curves, panel, rescue_bars
     from salvage.routing import Rule
 
-    profiles = schema.read(PROFILES, schema.PROFILES)
+    profiles, rows, tables = schema.read(PROFILES, schema.PROFILES), saved_rows(), studies.Tables.of(settings)
+    routed = Rule.fit(profiles).route(profiles)
     REPORT.mkdir(exist_ok=True)
-    panel(profiles, Rule.fit(profiles).route(profiles), REPORT / "failures.png")
-    rescue_bars(saved_rows(), REPORT / "rescue.png")
-    budget_curves(saved_rows(), REPORT / "budgets.png")
-    for told in filter(Path.exists, (studies.REGIMES, studies.METHODS)):
-        studied = schema.read(studies.Tables.of(settings).profiles, schema.PROFILES)
-        study_report.pictures(_saved(told, f"salvage {told.stem}"), studied, REPORT)
+    for old in REPORT.glob("*.svg"):  # the page shows those that are there
+        old.unlink()
+    panel(profiles, routed, REPORT / "failures.png")
+    rescue_bars(rows, REPORT / "rescue.png")
+    budget_curves(rows, REPORT / "budgets.png")
+    told: dict[str, Any] = {}
+    for path in filter(Path.exists, (studies.REGIMES, studies.METHODS)):
+        told[path.stem] = _saved(path, f"salvage {path.stem}")
+        study_report.pictures(told[path.stem], schema.read(tables.profiles, schema.PROFILES), REPORT)
+    if page.RESCUE.exists():
+        told["rescue"] = _saved(page.RESCUE, "salvage rescue")
+        arm_curves(told["rescue"], REPORT / "arms.png")
+    if page.VIEWS.exists():
+        told["views"] = _saved(page.VIEWS, "salvage rescue")
+    names = ("problems", "rollouts", "signals", "features", "attempts", "profiles", "facts")
+    studied = [path for path in (tables.attempts, tables.features, tables.profiles, tables.facts) if path]
+    hashed = list(dict.fromkeys([*(Path("data") / name for name in names), *studied]))
+    shown = page.Contents(settings.profile, settings.seed, profiles, routed, rows, REPORT, hashed, **told)
+    page.write(REPORT / "index.html", shown)
 
 
 def saved_rows() -> list[dict[str, Any]]:

@@ -18,6 +18,9 @@ from salvage.schema import FEATURES, INTERVENTIONS
 OPERATOR_COLOURS = {"sparse_steer": "#E69F00", "sparse_steer_random": "#CC79A7", "local_temp": "#009E73"}
 OPERATOR_COLOURS |= {"dense_steer": "#0072B2", "nothing beyond retry": "#DDDDDD"}
 LINES = {"unseen seeds": "#0072B2", "unseen ancestors": "#009E73", "unseen family": "#D55E00"}
+OPERATOR_MARKS = {"sparse_steer": "^", "sparse_steer_random": "X", "local_temp": "o", "dense_steer": "s"}
+OPERATOR_MARKS |= {"nothing beyond retry": "."}
+REGIME_MARKS = {"retry-solvable": "o", "steerable-hard": "s", "beyond reach": "^"}
 FEWEST_IN_BIN = 12  # failures; a bin with fewer is left white
 
 
@@ -197,12 +200,13 @@ def reliability_curves(rows: list[dict[str, Any]], path: Path) -> None:
     figure, axis = plt.subplots(figsize=(4.6, 4.2))
     axis.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle=":")
     for regime, colour in COLOURS.items():
-        own = [row for row in rows if row["regime"] == regime]
+        own, mark = [row for row in rows if row["regime"] == regime], REGIME_MARKS[regime]
         sizes = [4 + 60 * row["n"] / max(r["n"] for r in rows) for row in own]
-        axis.plot([r["told"] for r in own], [r["true"] for r in own], color=colour, label=regime, linewidth=1)
-        axis.scatter([r["told"] for r in own], [r["true"] for r in own], s=sizes, color=colour)
+        places, look = ([r["told"] for r in own], [r["true"] for r in own]), {"color": colour, "marker": mark}
+        axis.plot(*places, label=regime, linewidth=1, markersize=3, **look)
+        axis.scatter(*places, s=sizes, **look)
     axis.set_xlabel("probability told")
-    axis.set_ylabel("share that it was (dot: how many)")
+    axis.set_ylabel("share that it was (size: how many)")
     axis.grid(alpha=0.2)
     axis.legend(fontsize=8)
     save(plt, figure, path)
@@ -235,7 +239,10 @@ def stability_curves(rows: list[dict[str, Any]], path: Path) -> None:
 
 def topography(profiles: pd.DataFrame, path: Path) -> None:
     """Draw where each method's failures lie among its family's (grey), and which operator rescues most there."""
+    from matplotlib.colors import LinearSegmentedColormap
+
     plt = pyplot()
+    ink = LinearSegmentedColormap.from_list("ink", [(0, 0, 0, 0), (0, 0, 0, 0.35)])  # grey on any ground
     parts = profiles["cell"].str.extract(rf"^{NAMED.pattern}$")
     families, methods = sorted(parts[0].unique()), sorted(parts[1].unique())
     size = (2.7 * len(methods) + 1.4, 2.6 * len(families) + 0.9)
@@ -250,9 +257,8 @@ def topography(profiles: pd.DataFrame, path: Path) -> None:
                 y[parts[0] == family],
                 gridsize=22,
                 extent=extent,
-                cmap="Greys",
+                cmap=ink,
                 bins="log",
-                alpha=0.35,
                 linewidths=0,
             )
             _operators(axis, profiles[mine], extent)
@@ -260,10 +266,10 @@ def topography(profiles: pd.DataFrame, path: Path) -> None:
             axis.tick_params(labelsize=8)
     figure.supxlabel("spread", fontsize=9)
     figure.supylabel("concentration", fontsize=9)
-    handles = [plt.Line2D([], [], color=c, marker="h", linestyle="", label=n) for n, c in OPERATOR_COLOURS.items()]
-    figure.legend(
-        handles=handles, loc="outside upper center", ncols=5, fontsize=8, title="rescues most there, on average"
-    )
+    known = [(name, colour, OPERATOR_MARKS[name]) for name, colour in OPERATOR_COLOURS.items()]
+    handles = [plt.Line2D([], [], color=colour, marker=m, linestyle="", label=name) for name, colour, m in known]
+    look = {"loc": "outside upper left", "ncols": 5, "alignment": "left", "fontsize": 8}
+    figure.legend(handles=handles, title="rescues most there, on average", **look)
     save(plt, figure, path)
 
 
@@ -278,7 +284,8 @@ def _operators(axis: Any, mine: pd.DataFrame, extent: tuple[float, ...]) -> None
     for (i, j), values in means[counts >= FEWEST_IN_BIN].iterrows():
         best = values.idxmax() if values.max() > 0 else "nothing beyond retry"
         centre = [(e[k] + e[k + 1]) / 2 for e, k in zip(edges, (i, j), strict=True)]
-        axis.scatter(*centre, s=6 + 40 * np.sqrt(counts[i, j] / counts.max()), color=OPERATOR_COLOURS[best], marker="h")
+        size = 6 + 40 * np.sqrt(counts[i, j] / counts.max())
+        axis.scatter(*centre, s=size, color=OPERATOR_COLOURS[best], marker=OPERATOR_MARKS[best], linewidths=0)
 
 
 def method_curves(rows: list[dict[str, Any]], path: Path) -> None:
@@ -309,7 +316,8 @@ def method_curves(rows: list[dict[str, Any]], path: Path) -> None:
     values = np.array([[row["told"][name] for name in names] for row in confusion])
     right.imshow(values, cmap="Blues", vmin=0, vmax=1)
     for i, j in np.ndindex(values.shape):
-        right.text(j, i, f"{100 * values[i, j]:.0f}", ha="center", color="white" if values[i, j] > 0.5 else "black")
+        ink = "white" if values[i, j] > 0.5 else "#111111"  # not black: that is what turns white on a dark page
+        right.text(j, i, f"{100 * values[i, j]:.0f}", ha="center", color=ink)
     right.set_xticks(range(len(names)), names)
     right.set_yticks(range(len(names)), names)
     right.set_xlabel(f"told to be, % (unseen seeds, bags of {confusion[0]['bag']})")

@@ -177,9 +177,11 @@ def log_trials(studies: dict[str, list[FrozenTrial]]) -> None:
 
 
 def log_pictures(folder: Path) -> None:
-    """Log every PNG of a folder to the open run."""
+    """Log every PNG of a folder to the open run, and the page that has them all where there is one."""
     for picture in sorted(folder.glob("*.png")):
         mlflow.log_artifact(str(picture), "pictures")
+    if (page := folder / "index.html").exists():
+        mlflow.log_artifact(str(page), "report")
 
 
 def flat(params: dict[str, Any], prefix: str = "") -> dict[str, Any]:
