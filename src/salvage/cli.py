@@ -260,6 +260,71 @@ def _study(name: str, given: list[str], trials: int, json: str, quiet: bool) -> 
 
 
 @app.command()
+def rescue(
+    specialist: Annotated[str, typer.Option(help="The post-trained model: folder or hub name.")] = "",
+    ancestor: Annotated[str, typer.Option(help="The model that it was post-trained from.")] = "",
+    cell: Annotated[str, typer.Option(help="A pair of params.yaml by name, in place of the two.")] = "",
+    problems: Annotated[str, typer.Option(help="A problem file (JSONL) or set; a lab cell has held-out ones.")] = "",
+    policy: Annotated[str, typer.Option(help="A registered policy's URI; or retry.")] = "",
+    attempts: Annotated[int, typer.Option(help="Budget a problem, first rollout included; 8 where none is given.")] = 0,
+    tokens: Annotated[int, typer.Option(help="Budget a problem, in model-tokens.")] = 0,
+    in_all: Annotated[bool, typer.Option("--in-all", help="The budget is for all problems together.")] = False,
+    price: Annotated[float, typer.Option(help="Stop where a retry's worth of tokens has a smaller chance.")] = 0.0,
+    compare: Annotated[str, typer.Option(help="Compare arms instead: retry,rule,portfolio,models:/... .")] = "",
+    out: Annotated[str, typer.Option(help="Outcomes, a line of JSON each; goes on where it was.")] = "rescued.jsonl",
+    traces: Annotated[float, typer.Option(help="Share of the problems to trace in MLflow, 0 to 1.")] = 0.1,
+    json: Annotated[str, typer.Option(help="Write the comparison's rows here as JSON.")] = "",
+    quiet: Quiet = False,
+) -> None:
+    """Solve problems, spending where failures say it pays; without a pair of models, the stage that compares arms."""
+    from salvage import pipeline, results, settings, solving, tracking
+    from salvage.rescue import Budget
+
+    loaded = settings.load()
+    rows: list[dict[str, Any]] = []
+    if not any((specialist, ancestor, cell, problems)):
+        if compare:
+            loaded.raw["rescue"]["arms"] = compare.split(",")
+        pipeline.stage("rescue", lambda: rows.extend(solving.compare_stage(loaded, quiet=quiet)))
+    else:
+        if attempts and tokens:
+            raise SalvageError("--attempts and --tokens were both given; choose one")
+        budget = Budget(tokens or attempts or 8, "tokens" if tokens else "attempts", in_all)
+        mine, table = solving.choose(loaded, cell, specialist, ancestor, problems)
+        with tracking.run("rescue"):
+            if not compare:
+                chosen = policy or "models:/salvage-router@champion"
+                lost = solving.solve(loaded, mine, table, chosen, budget, price, Path(out), traces, quiet=quiet)
+                sys.exit(bool(lost))
+            rows = solving.compare(loaded, mine, table, compare.split(","), quiet=quiet)
+    if json:
+        results.write_json(Path(json), rows)
+    if rows and not quiet and tracking.PARENT not in os.environ:
+        solving.show(rows)
+
+
+@app.command()
+def show(
+    problem: Annotated[str, typer.Argument(help="The problem's id.")],
+    outcomes: Annotated[str, typer.Option(help="What `salvage rescue --out` wrote; else the pipeline's tables.")] = "",
+    cell: Annotated[str, typer.Option(help="Which specialist; else the first that failed it.")] = "",
+    rollout: Annotated[int, typer.Option(help="Which failed rollout; -1: the first.")] = -1,
+) -> None:
+    """Print a failed rollout: its tokens shaded by j, the junction, what was tried and what came of it."""
+    from rich.console import Console
+
+    from salvage import settings
+    from salvage import show as showing
+
+    if outcomes:
+        told = showing.from_outcomes(Path(outcomes), problem)
+    else:
+        told = showing.from_tables(settings.load(), problem, cell, rollout)
+    console = Console()
+    showing.show(told, console if console.is_terminal else Console(width=140))
+
+
+@app.command()
 def report(quiet: Quiet = False) -> None:
     """Draw the pictures."""
     from salvage import pipeline, results, settings, tracking

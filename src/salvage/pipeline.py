@@ -62,15 +62,16 @@ def run(
 
 def closing(*, quiet: bool) -> str:
     """Return the last words: where to look. The evaluation's table is printed before them unless `quiet`."""
-    from salvage import report, results, tracking
+    from salvage import report, results, solving, tracking
 
     if not quiet:
         report.show(results.saved_rows())
+        solving.show([row for row in solving.saved_rows() if row["cells"] == "all"])
     store = os.environ.get("MLFLOW_TRACKING_URI") or tracking.STORE
     store = store.replace(f"sqlite:///{Path.cwd()}/", "sqlite:///")  # as `mlflow run` has it
     remote = store.startswith("http")
     look = f"open {store}" if remote else f"mlflow ui --backend-store-uri {store}"
-    return f"pictures: {results.REPORT}/   runs and the registered router: {look}   serve it: make serve"
+    return f"report: {results.REPORT}/index.html   runs and the registered router: {look}   serve it: make serve"
 
 
 def own_pair(

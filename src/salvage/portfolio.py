@@ -162,30 +162,38 @@ class Portfolio:
 
         Next comes what has the best chance a token among the neighbours that resisted so far; below `price` it stops.
         """
-        orders = [self._order(near[i : i + CHUNK, :ASKED], counts[i : i + CHUNK]) for i in range(0, len(near), CHUNK)]
-        steps = int(counts.sum(axis=1).max())
-        return np.concatenate([np.pad(o, ((0, 0), (0, steps - o.shape[1])), constant_values=-1) for o in orders])
+        return self.pace(near, counts)[0]
 
-    def _order(self, near: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    def pace(self, near: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return that order and each attempt's chance a retry's worth of tokens, [n, attempts] each."""
+        n, steps = len(near), int(counts.sum(axis=1).max())
+        orders, worths = np.full((n, steps), -1), np.zeros((n, steps))
+        for start in range(0, n, CHUNK):
+            rows = slice(start, start + CHUNK)
+            order, worth = self._order(near[rows, :ASKED], counts[rows])
+            orders[rows, : order.shape[1]], worths[rows, : order.shape[1]] = order, worth
+        return orders, worths
+
+    def _order(self, near: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         n, steps = len(near), int(counts.sum(axis=1).max())
         rows, every = np.arange(n), range(len(self.choices))
         chance = self._chance.astype(np.float32)
         resisted = np.ones(near.shape, np.float32)  # each neighbour's chance to have resisted what was tried
         still = np.stack([_step(chance, near, o, np.zeros(n, int)) for o in every])  # and to resist one attempt more
-        done, sequence = np.zeros_like(counts), np.full((n, steps), -1)
+        done, sequence, worths = np.zeros_like(counts), np.full((n, steps), -1), np.zeros((n, steps))
         going = np.ones(n, bool)
         for step in range(steps):
             gain = 1 - np.einsum("nk,onk->no", resisted, still) / np.maximum(resisted.sum(axis=1), 1e-9)[:, None]
             worth = np.where(done < counts, gain / self.cost_, -np.inf)
             chosen = worth.argmax(axis=1)
             going &= worth[rows, chosen] >= self.price
-            sequence[going, step] = chosen[going]
+            sequence[going, step], worths[going, step] = chosen[going], worth[rows, chosen][going]
             resisted = np.where(going[:, None], resisted * still[chosen, rows], resisted)
             done[rows[going], chosen[going]] += 1
             for o in every:
                 moved = going & (chosen == o)
                 still[o, moved] = _step(chance, near[moved], o, done[moved, o])
-        return sequence
+        return sequence, worths
 
     def expected(self, failures: pd.DataFrame) -> np.ndarray:
         """Return the neighbours' mean rescue rate under each operator, [n, choices]."""

@@ -130,6 +130,21 @@ FACT_ROWS = _table(  # what else a deployment knows of a failure; one row each, 
     key=["cell", "problem_id"],
 )
 
+RESCUES = _table(  # what became of each problem in the closed loop, under each arm and budget
+    {
+        "cell": pa.Column(str),
+        "problem_id": pa.Column(str),
+        "arm": pa.Column(str),
+        "budget": pa.Column("int32", pa.Check.ge(1)),  # in retries' worth of model-tokens
+        "status": pa.Column(str, pa.Check.isin(["solved", "stopped", "spent", "unverified"])),
+        "operator": pa.Column(str),  # what solved it; empty where nothing did
+        "attempts": pa.Column("int32", pa.Check.ge(1)),
+        "model_tokens": pa.Column("int64", _count),
+        "scored_tokens": pa.Column("int64", _count),
+    },
+    key=["cell", "problem_id", "arm", "budget"],
+)
+
 
 def check(table: pd.DataFrame, schema: pa.DataFrameSchema, where: str | Path) -> pd.DataFrame:
     """Return the table with the schema's columns in order and types, or say what is wrong.

@@ -121,8 +121,8 @@ def _sample(cell: Cell, settings: Settings) -> bool:
     path = DATA / "rollouts" / cell.file
     if schema.fingerprint(path) == mark:
         return False
-    engine = _engine(cell, settings, ancestor=False)
-    _admit(table, engine, values["max_tokens"], cell.problems)
+    engine = open_engine(cell, settings, ancestor=False)
+    admit(table, engine, values["max_tokens"], cell.problems)
 
     def make(rows: pd.DataFrame) -> pd.DataFrame:
         keys = [(p, k) for p in rows["problem_id"] for k in range(values["rollouts"])]
@@ -186,7 +186,7 @@ def _featurize(cell: Cell, settings: Settings) -> bool:
     failed = schema.read(source, schema.ROLLOUTS).query("not correct")
     if failed.empty:
         raise SalvageError(f"{source}: cell {cell.name!r} has no failed rollout; give it harder problems or drop it")
-    engine = _engine(cell, settings, ancestor=True)
+    engine = open_engine(cell, settings, ancestor=True)
 
     def make(rows: pd.DataFrame) -> pd.DataFrame:
         signals = engine.signals(
@@ -243,7 +243,7 @@ def _intervene(cell: Cell, settings: Settings) -> bool:
     path = DATA / "attempts" / cell.file
     if schema.fingerprint(path) == mark:
         return False
-    engine = _engine(cell, settings, ancestor=True)
+    engine = open_engine(cell, settings, ancestor=True)
     table = schema.read(problem_file(cell.problems), schema.PROBLEMS)
     prompts = dict(zip(table["problem_id"], map(engine.encode, table["prompt"]), strict=True))
     rollouts, signals, scored = (
@@ -341,7 +341,7 @@ def _drop_others(folder: Path, names: set[str]) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _engine(cell: Cell, settings: Settings, *, ancestor: bool) -> Engine:
+def open_engine(cell: Cell, settings: Settings, *, ancestor: bool) -> Engine:
     from salvage.engine.transformers import TransformersEngine
 
     if cell.engine not in ("transformers", "auto"):
@@ -355,7 +355,7 @@ def _engine(cell: Cell, settings: Settings, *, ancestor: bool) -> Engine:
     )
 
 
-def _admit(table: pd.DataFrame, engine: Engine, max_tokens: int, where: str) -> None:
+def admit(table: pd.DataFrame, engine: Engine, max_tokens: int, where: str) -> None:
     """Refuse a prompt that does not fit before anything is decoded."""
     if engine.context is None:
         return

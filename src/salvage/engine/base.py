@@ -58,6 +58,7 @@ class Request:
     prefix: list[int] = field(default_factory=list)  # of the completion; kept, not paid for
     intervention: Intervention = Intervention()
     greedy: bool = False  # continuation `greedy`: the specialist's argmax instead of a sample
+    limit: int | None = None  # model-tokens it may cost, at least 2; where they are spent it ends, unfinished
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,15 @@ class Engine(Protocol):
         self, prompts: list[list[int]], completions: list[list[int]], *, temperature: float, top_k_cov: int
     ) -> list[dict[str, np.ndarray]]:
         """Return the per-token signals of method.md for every completion, exact over the vocabulary."""
+        ...
+
+    def alternatives(
+        self, prefixes: list[list[int]], *, temperature: float, k: int
+    ) -> list[tuple[list[tuple[int, float]], list[tuple[int, float]]]]:
+        """Return what each model, specialist and ancestor, would say next: its k likeliest tokens, with probabilities.
+
+        A prefix is a prompt with what was taken of a completion.
+        """
         ...
 
 

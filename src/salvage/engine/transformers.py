@@ -230,6 +230,7 @@ class TransformersEngine:
         plan = _Plan.of(requests, device)
         offset = torch.tensor([len(r.prefix) for r in requests], device=device)
         budget = max_tokens - offset
+        limit = torch.tensor([2**62 if r.limit is None else r.limit for r in requests], device=device)
         longest = int(budget.max())
         draws = np.stack([np.random.Generator(np.random.Philox(r.seed)).random((2, max_tokens)) for r in requests])
         uniform = torch.from_numpy(draws).to(device)  # [row, plain or intervened, position of the completion]
@@ -268,8 +269,10 @@ class TransformersEngine:
             tokens[live, step] = token
             n_tokens[live] += 1
 
-            going = ~torch.isin(token, self.ends) & (step + 1 < budget[live])
-            needs = going & (plan.dense | plan.watches | (plan.sparse & (plan.position >= 0)))
+            needs = plan.dense | plan.watches | (plan.sparse & (plan.position >= 0))
+            afford = n_tokens[live] + n_ancestor[live] + 1 + needs <= limit[live]
+            going = ~torch.isin(token, self.ends) & (step + 1 < budget[live]) & afford
+            needs &= going
             if not going.any():
                 break
             if ancestor is not None and len(heard):
@@ -358,6 +361,27 @@ class TransformersEngine:
         ends = np.cumsum([len(c) for c in completions])[:-1]
         split = {name: np.split(values, ends) for name, values in whole.items()}
         return [{name: split[name][i] for name in split} for i in range(len(completions))]
+
+    @torch.inference_mode()
+    def alternatives(
+        self, prefixes: list[list[int]], *, temperature: float, k: int
+    ) -> list[tuple[list[tuple[int, float]], list[tuple[int, float]]]]:
+        """Return each model's k likeliest next tokens (see `salvage.engine.base.Engine.alternatives`)."""
+        if self.ancestor is None:
+            raise SalvageError("alternatives need an ancestor model; none was given")
+        answers = []
+        for start in range(0, len(prefixes), self.batch):
+            some = prefixes[start : start + self.batch]
+            ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(p) for p in some], batch_first=True).to(self.device)
+            at = torch.arange(len(some)), torch.tensor([len(p) - 1 for p in some])
+            told = []
+            for model in (self.specialist, self.ancestor):
+                logits = model.lm_head(model.model(input_ids=ids).last_hidden_state[at])[:, : self.vocabulary]
+                top = torch.softmax(logits.double() / temperature, -1).topk(min(k, self.vocabulary))
+                rows = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+                told.append([list(zip(*row, strict=True)) for row in rows])
+            answers += list(zip(*told, strict=True))
+        return answers
 
 
 def _completions(
