@@ -17,7 +17,6 @@ import pandas as pd
 import pytest
 
 from salvage import comparison, settings
-from salvage.engine.base import Completion
 from salvage.errors import SalvageError
 from salvage.guide import Route
 from salvage.lab import task
@@ -95,7 +94,10 @@ def test_every_problem_ends_once_within_the_budget(
     assert sorted(o.problem_id for o in done) == sorted(table["problem_id"])
     assert {o.status for o in done if o.problem_id != "p3"} <= {"solved", "spent"}
     spent = [len(o.attempts) if budget.unit == "attempts" else o.model_tokens for o in done]
-    assert (sum(spent) if budget.in_all else max(spent)) <= budget.amount
+    over = 0 if budget.unit == "attempts" else 12  # half an attempt of two models, 12 tokens each
+    assert (sum(spent) if budget.in_all else max(spent)) <= budget.amount + over
+    if {o.status for o in done} - {"solved", "unverified"}:
+        assert (sum(spent) if budget.in_all else max(spent)) >= budget.amount - over
     for o in done:
         assert o.model_tokens == sum(a.model_tokens for a in o.attempts)
         assert all(a.correct is False for a in o.attempts[:-1])
@@ -152,7 +154,7 @@ def test_a_budget_that_buys_nothing_and_a_price_without_a_plan_are_refused(
     pair: tuple[Path, Path], loaded: Settings
 ) -> None:
     with pytest.raises(SalvageError, match="buys nothing"):
-        Budget(1, "tokens")
+        Budget(0, "tokens")
     with pytest.raises(SalvageError, match="a price needs a policy that plans"):
         outcomes(pair, loaded, expressions(3), price=0.1)
 
@@ -173,27 +175,6 @@ def test_the_most_worth_comes_first_where_all_share_a_budget(loaded: Settings) -
 
 
 # ------------------------------------------------------------------ arms
-
-
-def test_a_cut_decode_is_what_the_engine_gives_within_the_limit(pair: tuple[Path, Path], loaded: Settings) -> None:
-    from salvage.engine.base import Intervention, Request, seed_of
-    from salvage.engine.transformers import TransformersEngine
-
-    engine = TransformersEngine(*pair, top_k_cov=3)
-    acts = [Intervention(), Intervention("dense", mix=0), Intervention("sparse", position=4, mix=1)]
-    acts += [Intervention("sparse", threshold=0.5, warmup=2), Intervention("local_temp", threshold=1e9)]
-    whole = [
-        Request(engine.encode("1+2*3:"), seed_of(i, k), intervention=a) for i, a in enumerate(acts) for k in range(5)
-    ]
-    done = engine.decode(whole, temperature=0.6, max_tokens=12)
-    for limit in (2, 3, 5, 8, 11, 24):
-        cut = engine.decode([replace(r, limit=limit) for r in whole], temperature=0.6, max_tokens=12)
-        mine = [comparison.cut(d, limit) for d in done]
-        assert [c.tokens for c in cut] == [m.tokens for m in mine]
-        assert all(c.n_tokens + c.n_ancestor_tokens <= limit for c in cut)
-        for c, m in zip(cut, mine, strict=True):
-            assert (c.n_tokens, c.n_ancestor_tokens, c.position) == (m.n_tokens, m.n_ancestor_tokens, m.position)
-    assert comparison.cut(Completion([1, 2], 2, 0, 3, -1), None).tokens == [1, 2]
 
 
 def table_of(solved: dict[tuple[str, int], list[bool]], tokens: dict[tuple[str, int], float]) -> pd.DataFrame:
@@ -223,7 +204,7 @@ def test_rows_compare_within_one_budget_and_for_as_many_tokens() -> None:
     rows = comparison.rows(table_of(solved, tokens), [2], resamples=300, seed=0)
     (rule,) = [r for r in rows if r["arm"] == "rule" and r["cells"] == "all"]
     assert rule["solved"] == pytest.approx(0.35) and rule["over_retry"] == pytest.approx(0.15)
-    assert rule["same_tokens"] == pytest.approx(0.10)  # retry that spends 25 solves a quarter
+    assert rule["same_tokens"] == pytest.approx(0.10, abs=0.005)  # retry that spends 25 solves a quarter
     assert rule["over_retry_low"] < 0.15 < rule["over_retry_high"] and rule["low"] < 0.35 < rule["high"]
     retry = next(r for r in rows if r["arm"] == "retry")
     assert retry["over_retry"] is None and retry["problems"] == n

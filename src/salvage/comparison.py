@@ -95,7 +95,7 @@ def held_out(cell: Cell, settings: Settings, n: int) -> pd.DataFrame:
     """Return n of the lab's problems for a cell, none of which any table of the project has."""
     most = max(int(profile["problems"]) for profile in settings.raw["profiles"].values())
     used = set(lab_problems(most, settings.seed)["prompt"])
-    rng = random.Random(f"held-out/{settings.seed}/{cell.name}")
+    rng = random.Random(f"held-out problems/{settings.seed}/{cell.name}")
     drawn = task.expressions(n + len(used), rng, judged=True, distinct=True)
     fresh = [e for e in drawn if f"{e}:" not in used][:n]
     return pd.DataFrame(
@@ -114,7 +114,7 @@ def held_out(cell: Cell, settings: Settings, n: int) -> pd.DataFrame:
 
 
 class Shared:
-    """An engine that decodes and scores once what several arms ask for, and cuts a decode to what each may spend."""
+    """An engine that decodes and scores once what several arms ask for."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.context = engine, engine.context
@@ -124,10 +124,10 @@ class Shared:
 
     def decode(self, requests: list[Request], *, temperature: float, max_tokens: int) -> list[Completion]:
         """Answer every request, in order (see `salvage.engine.base.Engine.decode`)."""
-        new = {r.seed: replace(r, limit=None) for r in requests if r.seed not in self._decoded}
+        new = {r.seed: r for r in requests if r.seed not in self._decoded}
         done = self.engine.decode(list(new.values()), temperature=temperature, max_tokens=max_tokens)
         self._decoded |= zip(new, done, strict=True)
-        return [cut(self._decoded[r.seed], r.limit) for r in requests]
+        return [self._decoded[r.seed] for r in requests]
 
     def signals(
         self, prompts: list[list[int]], completions: list[list[int]], *, temperature: float, top_k_cov: int
@@ -143,23 +143,6 @@ class Shared:
         )
         self._scored |= zip(new, told, strict=True)
         return [self._scored[key] for key in keys]
-
-
-def cut(done: Completion, limit: int | None) -> Completion:
-    """Return what a decode would have been within a limit of model-tokens, which fall due as its tokens do."""
-    heard = done.n_ancestor_tokens  # the ancestor runs from the start, until it is no longer needed
-    if limit is None or done.n_tokens + heard <= limit:
-        return done
-    n = limit // 2 if limit < 2 * heard else limit - heard
-    prefix = len(done.tokens) - done.n_tokens
-    position = done.position if done.position < prefix + n else -1
-    return replace(
-        done,
-        tokens=done.tokens[: prefix + n],
-        n_tokens=n,
-        n_ancestor_tokens=min(n, heard),
-        position=position,
-    )
 
 
 def _compare(

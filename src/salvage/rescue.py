@@ -30,16 +30,25 @@ from salvage.stages import open_engine
 from salvage.waves import SAMPLE, Try, Waves
 
 SOLVED, STOPPED, SPENT, UNVERIFIED = "solved", "stopped", "spent", "unverified"
-FEWEST_TOKENS = 2  # what mixes costs two for its first token
-CODE = ["engine", "operators.py", "verifiers.py", "features.py", "facts.py", "guide.py", "waves.py", "rescue.py"]
+CODE = [
+    "engine",
+    "operators.py",
+    "verifiers.py",
+    "judging.py",
+    "features.py",
+    "facts.py",
+    "guide.py",
+    "waves.py",
+    "rescue.py",
+]
 
 
 @dataclass(frozen=True)
 class Budget:
     """What may be spent: attempts or model-tokens, on each problem or on all of them; first rollouts count.
 
-    A token budget is never exceeded: a decode that would exceed it ends there, unfinished. Scoring is prefill, and
-    told apart (method.md, "Cost").
+    A token budget is kept on average: an attempt is begun where at least half of what it should cost is left, and then
+    finished, since half a completion is worth nothing. Scoring is prefill, and told apart (method.md, "Cost").
     """
 
     amount: int
@@ -47,13 +56,8 @@ class Budget:
     in_all: bool = False
 
     def __post_init__(self) -> None:
-        if self.amount < self.fewest:
-            raise SalvageError(f"a budget of {self.amount} {self.unit} buys nothing; give at least {self.fewest}")
-
-    @property
-    def fewest(self) -> int:
-        """With less than this nothing can be begun."""
-        return 1 if self.unit == "attempts" else FEWEST_TOKENS
+        if self.amount < 1:
+            raise SalvageError(f"a budget of {self.amount} {self.unit} buys nothing; give at least 1")
 
 
 @dataclass(frozen=True)
@@ -160,6 +164,7 @@ class Loop:
         self.rows = problems.to_dict("records")
         self.open = [_Problem(i, str(row["problem_id"])) for i, row in enumerate(self.rows)]
         self.left = budget.amount  # of a budget for all problems together
+        self.sampled = Counter[str]()  # tokens and number of first rollouts
 
     def run(self) -> Iterator[Outcome]:
         """Work until every problem has ended; yield outcomes as they come."""
@@ -180,12 +185,29 @@ class Loop:
     def _next(self) -> list[_Problem]:
         """Return the problems whose next attempts are worth most: first rollouts, then as the policy knows."""
         most = int(self.waves.settings["sample"]["batch"])
-        if self.budget.in_all:
-            if self.left < self.budget.fewest:
-                return []
-            dearest = 1 if self.budget.unit == "attempts" else 2 * self.waves.settings["sample"]["max_tokens"]
-            most = min(most, max(1, self.left // dearest))  # none can take what another counts on
-        return sorted(self.open, key=self._urgency)[:most] if len(self.open) > most else list(self.open)
+        if not self.budget.in_all:
+            return sorted(self.open, key=self._urgency)[:most] if len(self.open) > most else list(self.open)
+        urgent = sorted(self.open, key=self._urgency)[:most]
+        before = np.cumsum([0.0, *map(self._cost, urgent)])
+        return [p for p, spent in zip(urgent, before, strict=False) if self._affords(p, self.left - spent)]
+
+    def _cost(self, problem: _Problem) -> float:
+        """Return what the next attempt should cost, by the length of the problem's own rollouts."""
+        if self.budget.unit == "attempts":
+            return 1.0
+        if not problem.attempts:
+            known = self.sampled["number"]
+            return self.sampled["tokens"] / known if known else float(self.waves.settings["sample"]["max_tokens"])
+        own = sum(a.model_tokens for a in problem.attempts[: self.first]) / len(problem.attempts[: self.first])
+        return own if self._operator(problem) in (SAMPLE, "retry") else 2 * own  # the ancestor runs beside it
+
+    def _affords(self, problem: _Problem, left: float) -> bool:
+        return left >= self._cost(problem) / (1 if self.budget.unit == "attempts" else 2)
+
+    def _operator(self, problem: _Problem) -> str:
+        if len(problem.attempts) < self.first:
+            return SAMPLE
+        return problem.route.next(self._step(problem)) if problem.route else "retry"
 
     def _urgency(self, problem: _Problem) -> tuple[float, int, int]:
         if not problem.attempts:
@@ -198,17 +220,12 @@ class Loop:
         return len(problem.attempts) - self.first
 
     def _try(self, problem: _Problem) -> Try:
-        sampling = len(problem.attempts) < self.first
-        operator = SAMPLE if sampling else problem.route.next(self._step(problem)) if problem.route else "retry"
-        limit = None
-        if self.budget.unit == "tokens":
-            limit = self.left if self.budget.in_all else self.budget.amount - problem.spent
+        operator = self._operator(problem)
         last = self.policy is not None and len(problem.attempts) == self.first - 1
         return Try(
             problem.problem_id,
             operator,
             problem.tried[operator],
-            limit,
             score=last,
             failed=problem.failed if last else [],
             scored=problem.scored,
@@ -224,7 +241,8 @@ class Loop:
             spent = np.array([len(p.attempts) if by_attempts else p.spent for p in failed], float)
             # a problem's own rollouts say best what another would cost: lengths differ between problems, not within
             retry = 1.0 if by_attempts else np.array([p.spent / len(p.attempts) for p in failed])
-            left = np.floor(2 * (self.budget.amount - spent) / retry) / 2  # planned for many at once, by half retries
+            left = np.round(2 * (self.budget.amount - spent) / retry) / 2  # planned for many at once, by half retries
+            left = np.maximum(left, 0)
         start = time_ns()
         told = routes(self.policy, table, left, by_attempts=by_attempts, price=self.price)
         for problem, route in zip(failed, told, strict=True):
@@ -242,6 +260,7 @@ class Loop:
         problem.scored = result.get("scored", problem.scored)
         if operator == SAMPLE:
             problem.failed.append(result["tokens"])
+            self.sampled += Counter(tokens=cost, number=1)
         self.left -= cost if self.budget.unit == "tokens" else 1
         clock = self.waves.clock
         steps = [(SAMPLE if operator == SAMPLE else "intervene", "decode"), ("verify", "verify")]
@@ -253,10 +272,10 @@ class Loop:
             return SOLVED if problem.attempts[-1].correct else UNVERIFIED
         if problem.route and problem.route.next(self._step(problem)) == STOP:
             return STOPPED
-        if self.budget.in_all:
+        if self.budget.in_all or not problem.attempts:
             return None
         spent = len(problem.attempts) if self.budget.unit == "attempts" else problem.spent
-        return SPENT if self.budget.amount - spent < self.budget.fewest else None
+        return None if self._affords(problem, self.budget.amount - spent) else SPENT
 
     def _outcome(self, problem: _Problem, status: str) -> Outcome:
         row, scored = self.rows[problem.row], problem.scored or {}

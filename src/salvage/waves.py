@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import time_ns
 from typing import Any
@@ -41,8 +41,6 @@ class Try:
         `sample` or one of schema.OPERATORS.
     attempt : int
         Which one under that operator, counted from 0; it and the names alone give the seed.
-    limit : int or None
-        Model-tokens it may cost.
     score : bool
         Whether its failure, with the `failed` before it, is to be scored.
     failed : list of list of int
@@ -54,7 +52,6 @@ class Try:
     problem_id: str
     operator: str
     attempt: int
-    limit: int | None = None
     score: bool = False
     failed: list[list[int]] = field(default_factory=list)
     scored: dict[str, Any] | None = None
@@ -167,12 +164,12 @@ class Waves:
         prompt = engine.encode(self.prompts[t.problem_id])
         if t.scored is None:  # a first rollout, or a retry that needs nothing of the failure
             seed = seed_of(self.settings.seed, self.cell, t.problem_id, t.operator, t.attempt)
-            return Request(prompt, seed, limit=t.limit)
+            return Request(prompt, seed)
         values = self.settings["intervene"]
         rollouts = [
             operators.FailedRollout(r["tokens"], r["junction"], np.array(r["mixes"])) for r in t.scored["rollouts"]
         ]
-        request = operators.request(
+        return operators.request(
             operators.Failure(t.problem_id, prompt, rollouts, t.scored["threshold"]),
             t.operator,
             t.attempt,
@@ -183,7 +180,6 @@ class Waves:
             seed=self.settings.seed,
             settings=values,
         )
-        return replace(request, limit=t.limit)
 
     def _score(self, engine: Engine, ids: list[str], rollouts: list[list[list[int]]]) -> list[dict[str, Any]]:
         """Score the failed rollouts of each problem with both models."""

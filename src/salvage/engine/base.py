@@ -58,7 +58,6 @@ class Request:
     prefix: list[int] = field(default_factory=list)  # of the completion; kept, not paid for
     intervention: Intervention = Intervention()
     greedy: bool = False  # continuation `greedy`: the specialist's argmax instead of a sample
-    limit: int | None = None  # model-tokens it may cost, at least 2; where they are spent it ends, unfinished
 
 
 @dataclass(frozen=True)

@@ -230,7 +230,6 @@ class TransformersEngine:
         plan = _Plan.of(requests, device)
         offset = torch.tensor([len(r.prefix) for r in requests], device=device)
         budget = max_tokens - offset
-        limit = torch.tensor([2**62 if r.limit is None else r.limit for r in requests], device=device)
         longest = int(budget.max())
         draws = np.stack([np.random.Generator(np.random.Philox(r.seed)).random((2, max_tokens)) for r in requests])
         uniform = torch.from_numpy(draws).to(device)  # [row, plain or intervened, position of the completion]
@@ -269,10 +268,8 @@ class TransformersEngine:
             tokens[live, step] = token
             n_tokens[live] += 1
 
-            needs = plan.dense | plan.watches | (plan.sparse & (plan.position >= 0))
-            afford = n_tokens[live] + n_ancestor[live] + 1 + needs <= limit[live]
-            going = ~torch.isin(token, self.ends) & (step + 1 < budget[live]) & afford
-            needs &= going
+            going = ~torch.isin(token, self.ends) & (step + 1 < budget[live])
+            needs = going & (plan.dense | plan.watches | (plan.sparse & (plan.position >= 0)))
             if not going.any():
                 break
             if ancestor is not None and len(heard):
