@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -59,6 +61,48 @@ def test_every_operator_anchor_and_continuation_comes_out_with_its_cost(
     assert (replayed["n_ancestor_tokens"] == 1).all() and (replayed["position"] >= 0).all()
     profiles = schema.read(tmp_path / "data/profiles", schema.PROFILES)
     assert len(profiles) == failures and set(profiles["cell"]) == {"tiny|lab"} and set(profiles["task"]) == {"lab"}
+
+
+@pytest.mark.slow
+def test_the_tables_show_a_failure_and_arms_are_compared_on_problems_they_lack(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = params(pair, tmp_path)
+    raw = yaml.safe_load((folder / "params.yaml").read_text())
+    raw["profiles"]["own"]["rescue"] = 10
+    raw["rescue"] |= {"data": ["data"], "budgets": [2, 4], "shown": 2}
+    raw["evaluate"]["resamples"] = 100
+    (folder / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    run(folder, monkeypatch)
+    (folder / "data/full").symlink_to("../data")  # dvc.yaml names it
+    shutil.copy(ROOT / "dvc.yaml", folder)
+    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "PYTHONPATH": str(ROOT / "src")}
+
+    def salvage(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "salvage", *arguments]
+        return subprocess.run(command, cwd=folder, env={**os.environ, **store}, capture_output=True, text=True)
+
+    problem = schema.read(folder / "data/profiles", schema.PROFILES)["problem_id"].iloc[0]
+    shown = salvage("show", problem)
+    assert shown.returncode == 0, shown.stderr
+    assert "marks the junction" in shown.stdout and "of 5" in shown.stdout and "by rule" in shown.stdout
+    assert "has no failed rollout" in salvage("show", "nothing").stderr
+    first = salvage("rescue")
+    assert first.returncode == 0, first.stderr
+    assert "rescue: tiny|lab done" in first.stdout and "beats retry" in first.stdout
+    rows = json.loads((folder / "metrics/rescue.json").read_text())
+    assert {(r["arm"], r["budget"]) for r in rows} == {(a, b) for a in raw["rescue"]["arms"] for b in (2, 4)}
+    views = json.loads((folder / "data/rescue/views.json").read_text())
+    assert len(views) == 2 and all(v["attempts"][0]["operator"] == "sample" for v in views)
+    import mlflow
+
+    client = mlflow.MlflowClient(store["MLFLOW_TRACKING_URI"])
+    experiment = client.get_experiment_by_name("salvage")
+    assert experiment is not None
+    assert len(client.search_traces(locations=[experiment.experiment_id])) == 2
+    again = salvage("rescue", "--quiet")
+    assert again.returncode == 0 and json.loads((folder / "metrics/rescue.json").read_text()) == rows
+    assert len(client.search_traces(locations=[experiment.experiment_id])) == 2  # nothing is traced twice
 
 
 def test_a_second_run_does_nothing_and_a_third_from_nothing_gives_the_same_bytes(

@@ -72,7 +72,7 @@ def register(fitted: Fitted, alias: str, tags: dict[str, Any] | None = None) -> 
     with tempfile.TemporaryDirectory() as folder:
         artifact = Path(folder) / "policy.json"
         artifact.write_text(json.dumps(frozen) + "\n")
-        metadata = {"features": "double, finite, required", "answer": "one row a failure"}
+        metadata = {"features": "double, finite; or per-token signals", "answer": "one row a failure"}
         saved = _Saved("router_model.py", {"policy": artifact}, SIGNATURE, EXAMPLE, ["xgboost"], metadata)
         return _register(NAME, saved, alias, own | (tags or {}))
 
