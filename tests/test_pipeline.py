@@ -17,7 +17,7 @@ from salvage.errors import SalvageError
 
 ROOT = Path(__file__).parents[1]
 STAGES = ["lab", "problems", "sample", "featurize", "intervene", "profile", "evaluate", "register"]
-STAGES += ["regimes", "methods", "report"]
+STAGES += ["rescue", "regimes", "methods", "report"]
 PAIR = {"specialist": "models/mine", "ancestor": "models/base", "problems": "arithmetic"}
 
 
@@ -36,7 +36,7 @@ def test_the_surfaces_name_the_same_stages():
     commands = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
     assert list(stages) == STAGES
     assert set(entries) == {*STAGES, "main", "route"}
-    assert commands == {*STAGES, "route", "run", "import-rollouts", "import-profiles"}
+    assert commands == {*STAGES, "route", "run", "show", "import-rollouts", "import-profiles"}
     for name, stage in stages.items():
         assert stage["cmd"] == f"python -m salvage {name}"
     for name, entry in entries.items():
