@@ -16,6 +16,7 @@ from salvage.profiles import regimes_of
 from salvage.routing import Fitted, decide
 
 STOP = "stop"
+LARGEST = 16.0  # retries' worth that a plan is made for: there are hundreds of thousands of mixes beyond
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def routes(
     if retries is not None:
         for budget in np.unique(retries):
             rows = retries == budget
-            counts[rows] = portfolio.plan(near[rows], float(budget))
+            counts[rows] = portfolio.plan(near[rows], min(float(budget), LARGEST))
     for row, regime in zip(why, _regimes(portfolio, near), strict=True):
         row["regime"] = regime
     planned = zip(*portfolio.pace(near, counts), counts, why, strict=True)
