@@ -70,7 +70,7 @@ def printed(told: dict[str, Any], **how: Any) -> str:
 def test_a_failure_is_shown_with_its_junction_its_route_and_what_came_of_it() -> None:
     text = printed(json.loads(outcome().line()))
     assert "1+2=▸4◂" in text and "token 4 of 5" in text
-    assert "dense_steer by portfolio, margin 1.25; plan: dense_steer, retry" in text
+    assert "dense_steer by portfolio, z margin 1.25; plan: dense_steer, retry" in text
     assert "70% steerable-hard" in text and "spread 0.60 (z +2.00)" in text
     assert "'3'" in text and "0.800" in text  # what the ancestor would rather have said
     assert "[red]1+2=3" in text  # a model's text is no markup

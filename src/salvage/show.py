@@ -139,6 +139,7 @@ def show(told: dict[str, Any], console: Console) -> None:
     at, features = look["junction"], look["features"]
     shades = f"shaded by the root of j, 0 to {max(look['j']):.2f}"
     console.print(Text(f"           {shades}; ▸◂ marks the junction, token {at} of {len(look['tokens'])}", style="dim"))
+    console.print(Text.assemble(("there it took ", "dim"), repr(look["tokens"][at]), (", where the models say", "dim")))
     console.print(_alternatives(look))
     scores = [
         f"{name} {value:.2f} (z {why[f'z_{name}']:+.2f})" if f"z_{name}" in why else f"{name} {value:.2f}"
@@ -146,6 +147,10 @@ def show(told: dict[str, Any], console: Console) -> None:
     ]
     console.print(Text.assemble(("features   ", "dim"), ", ".join(scores)))
     console.print(Text.assemble(("routed to  ", "dim"), _routed(why)))
+    ended = "attempts of the pipeline"
+    if "status" in told:
+        ended = f"{told['status']}, {told['model_tokens']} model-tokens, {told['scored_tokens']} more to score"
+    console.print(Text.assemble(("came to    ", "dim"), ended))
     console.print(_tried(told))
 
 
@@ -164,9 +169,7 @@ def rollout_text(look: dict[str, Any]) -> Text:
 
 def _alternatives(look: dict[str, Any]) -> Table:
     """Return what both models would have said at the junction."""
-    table = Table(
-        title=f"at the junction, where the rollout took {look['tokens'][look['junction']]!r}", title_justify="left"
-    )
+    table = Table()
     both = look["alternatives"]
     for name in both:
         table.add_column(name)
@@ -181,7 +184,7 @@ def _routed(why: dict[str, Any]) -> str:
         return "nothing: no policy was asked"
     told = f"{why.get('operator', '?')} by {why['policy']}"
     if "margin" in why:
-        told += f", margin {why['margin']:.2f}"
+        told += f", z margin {why['margin']:.2f}"
     if why.get("plan"):
         told += f"; plan: {', '.join(why['plan'])}"
     if why.get("regime"):
@@ -192,12 +195,11 @@ def _routed(why: dict[str, Any]) -> str:
 def _tried(told: dict[str, Any]) -> Table:
     """Return what was tried: each attempt, or counts by operator."""
     if "rates" in told:
-        table = Table("operator", "right", title="attempts of the pipeline", title_justify="left")
+        table = Table("operator", "right")
         for name, (right, of) in told["rates"].items():
             table.add_row(name, f"{right} of {of}")
         return table
-    ended = f"{told['status']}, {told['model_tokens']} model-tokens, {told['scored_tokens']} more to score"
-    table = Table("operator", "verdict", "model-tokens", "acted at", "completion", title=ended, title_justify="left")
+    table = Table("operator", "verdict", "model-tokens", "acted at", "completion")
     verdicts = {True: "right", False: "wrong", None: "no verdict"}
     for attempt in told["attempts"]:
         at = str(attempt["position"]) if attempt["position"] >= 0 else ""
