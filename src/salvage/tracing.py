@@ -83,7 +83,7 @@ def spans(outcome: Outcome) -> Iterable[tuple[str, int, int, Any, Any, dict[str,
                 _verdict(outcome, attempt),
             )
         elif name == "score":
-            yield name, start, end, {"completion": attempt.text}, outcome.failure.get("features", {}), _scores(outcome)
+            yield name, start, end, {"completion": attempt.text}, _scores(outcome), _scores(outcome)
         else:
             yield name, start, end, outcome.failure.get("features", {}), outcome.why, outcome.why
 
@@ -97,6 +97,6 @@ def _scores(outcome: Outcome) -> dict[str, Any]:
     look = outcome.failure
     if not look:
         return {}
-    told = {"junction": look["junction"], "junction_token": look["tokens"][look["junction"]]}
+    told = look["features"] | {"junction": look["junction"], "junction_token": look["tokens"][look["junction"]]}
     told |= {"tokens": len(look["tokens"]), "scored_tokens": outcome.scored_tokens, "j_max": max(look["j"])}
     return told | {f"{name} would say": some for name, some in look["alternatives"].items()}
