@@ -145,6 +145,9 @@ def tail(project):
     schema.write(_attempts(profiles), schema.ATTEMPTS, project / "data/attempts/m.parquet")
     facts = profiles[["cell", "problem_id"]].assign(**dict.fromkeys(schema.FACTS, 0.5)).assign(n_tokens=9.0)
     schema.write(facts, schema.FACT_ROWS, project / "data/facts/m.parquet")
+    for empty in ("metrics/rescue.json", "data/rescue/views.json"):  # as one's own cells leave them
+        (project / empty).parent.mkdir(parents=True, exist_ok=True)
+        (project / empty).write_text("[]\n")
     return project
 
 

@@ -128,7 +128,8 @@ def report(settings: Settings) -> None:
         study_report.pictures(told[path.stem], schema.read(tables.profiles, schema.PROFILES), REPORT)
     if page.RESCUE.exists():
         told["rescue"] = _saved(page.RESCUE, "salvage rescue")
-        arm_curves(told["rescue"], REPORT / "arms.png")
+        if told["rescue"]:  # none where no cell has held-out problems
+            arm_curves(told["rescue"], REPORT / "arms.png")
     if page.VIEWS.exists():
         told["views"] = _saved(page.VIEWS, "salvage rescue")
     names = ("problems", "rollouts", "signals", "features", "attempts", "profiles", "facts")
