@@ -326,14 +326,14 @@ def show(
 
 @app.command()
 def report(quiet: Quiet = False) -> None:
-    """Draw the pictures."""
+    """Draw the pictures and write the page of them."""
     from salvage import pipeline, results, settings, tracking
 
     def work() -> None:
         results.report(settings.load())
         tracking.log_pictures(results.REPORT)
         if not quiet:
-            print(f"report: {results.REPORT}/")
+            print(f"report: {results.REPORT}/index.html")
 
     pipeline.stage("report", work)
 

@@ -157,8 +157,7 @@ def compare_stage(settings: Settings, *, quiet: bool) -> list[dict[str, Any]]:
     elif not quiet:
         print("rescue: no lab cell to compare on; for one's own pair: salvage rescue --specialist ... --compare ...")
     comparison.drop_others({cell.file for cell, _ in cells.values()})
-    shown = [json.loads(line) for path in sorted(comparison.TABLES.glob("*.jsonl")) for line in path.open()]
-    write_json(VIEWS, [view(told) for told in shown])
+    write_json(VIEWS, [view(told) for told in _kept(comparison.TABLES)])
     write_json(RESCUE, rows)
     tracking.log_metrics(metrics(rows))
     _trace_shown()
@@ -169,12 +168,17 @@ def _trace_shown() -> None:
     """Trace the failures that are shown, once: what a second run did not do again is not traced again."""
     from salvage import tracing
 
-    for path in sorted(comparison.TIMES.glob("*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            told = json.loads(line)
-            told["attempts"] = [Attempt(**attempt) for attempt in told["attempts"]]
-            tracing.trace(Outcome(**told))
+    for told in _kept(comparison.TIMES):
+        told["attempts"] = [Attempt(**attempt) for attempt in told["attempts"]]
+        tracing.trace(Outcome(**told))
+    for path in comparison.TIMES.glob("*.jsonl"):
         path.unlink()
+
+
+def _kept(folder: Path) -> list[dict[str, Any]]:
+    """Return the outcomes that were kept to be shown, cell by cell."""
+    files = sorted(folder.glob("*.jsonl"))
+    return [json.loads(line) for path in files for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def view(told: dict[str, Any]) -> dict[str, Any]:

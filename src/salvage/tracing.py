@@ -71,8 +71,8 @@ def spans(outcome: Outcome) -> Iterable[tuple[str, int, int, Any, Any, dict[str,
         if name in ("sample", "intervene"):
             attempt = next(attempts)
             about = {"operator": attempt.operator, "model_tokens": attempt.model_tokens, "position": attempt.position}
-            told = name if name == "sample" else f"intervene: {attempt.operator}"
-            yield told, start, end, {"problem": outcome.prompt}, {"completion": attempt.text}, about
+            title = name if name == "sample" else f"intervene: {attempt.operator}"
+            yield title, start, end, {"problem": outcome.prompt}, {"completion": attempt.text}, about
         elif name == "verify":
             yield (
                 name,
@@ -83,7 +83,8 @@ def spans(outcome: Outcome) -> Iterable[tuple[str, int, int, Any, Any, dict[str,
                 _verdict(outcome, attempt),
             )
         elif name == "score":
-            yield name, start, end, {"completion": attempt.text}, _scores(outcome), _scores(outcome)
+            told = _scores(outcome)
+            yield name, start, end, {"completion": attempt.text}, told, told
         else:
             yield name, start, end, outcome.failure.get("features", {}), outcome.why, outcome.why
 
