@@ -24,10 +24,10 @@ from salvage.lab import task
 from salvage.pool import each
 from salvage.profiles import Tallies, made_by, make_profiles, tally
 from salvage.resampling import bootstrap, interval
-from salvage.rescue import CODE, SOLVED, Budget, Loop, Outcome
+from salvage.rescue import SOLVED, Budget, Loop, Outcome, fingerprint
 from salvage.routing import POLICIES, Fitted
 from salvage.settings import Cell, Settings
-from salvage.stages import lab_problems, open_engine
+from salvage.stages import lab_problems, lab_table, open_engine
 from salvage.waves import Waves
 
 RETRY = "retry"
@@ -98,16 +98,7 @@ def held_out(cell: Cell, settings: Settings, n: int) -> pd.DataFrame:
     rng = random.Random(f"held-out problems/{settings.seed}/{cell.name}")
     drawn = task.expressions(n + len(used), rng, judged=True, distinct=True)
     fresh = [e for e in drawn if f"{e}:" not in used][:n]
-    return pd.DataFrame(
-        {
-            "problem_id": [f"held-out-{i:04d}" for i in range(len(fresh))],
-            "task": "digits",
-            "prompt": [f"{e}:" for e in fresh],
-            "answer": [task.answer(e) for e in fresh],
-            "verifier": "lab",
-            "metadata": "",
-        }
-    )
+    return lab_table("held-out", fresh)
 
 
 # ------------------------------------------------------------------ one cell
@@ -155,16 +146,8 @@ def _compare(
 ) -> bool:
     """Run every arm at every budget in one cell; write what became of each problem, and how a few of them looked."""
     values, path = settings["rescue"], folder / cell.file
-    mark = shards.fingerprint(
-        cell.name,
-        settings.seed,
-        [settings[name] for name in ("sample", "featurize", "intervene", "rescue")],
-        {name: arm.version if arm else RETRY for name, arm in arms.items()},
-        budgets,
-        problems.to_dict("list"),
-        files=[Path(cell.specialist), Path(cell.ancestor)],
-        code=[*CODE, "comparison.py"],
-    )
+    versions = {name: arm.version if arm else RETRY for name, arm in arms.items()}
+    mark = fingerprint(cell, problems, settings, versions, budgets, code=["comparison.py"])
     if schema.fingerprint(path) == mark:
         return False
     shared = Shared(open_engine(cell, settings, ancestor=True))

@@ -1,4 +1,4 @@
-"""Files written beside and then renamed, so that no half file is ever seen."""
+"""Files written beside and then renamed, so that no half file is ever seen; and files that grow by lines."""
 
 from __future__ import annotations
 
@@ -36,3 +36,11 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with beside(path) as part:
         part.write_text(text, encoding="utf-8")
+
+
+def whole_lines(path: Path) -> list[str]:
+    """Return the lines of a file that grows, none where there is no file; a torn last line is cut off."""
+    whole, _, torn = (path.read_bytes() if path.exists() else b"").rpartition(b"\n")
+    if torn:
+        os.truncate(path, len(whole) + 1 if whole else 0)
+    return whole.decode().split("\n") if whole else []

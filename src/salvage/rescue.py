@@ -8,9 +8,8 @@ by running the loop again over what is recorded.
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import time_ns
@@ -23,6 +22,7 @@ from salvage import problems as problem_sets
 from salvage import settings as params
 from salvage import shards
 from salvage.errors import SalvageError
+from salvage.files import whole_lines
 from salvage.guide import STOP, Route, routes
 from salvage.routing import Fitted
 from salvage.settings import Cell, Settings
@@ -87,7 +87,7 @@ class Outcome:
     why : dict
         What the policy saw and said; empty where it was not asked.
     failure : dict
-        How the first failed rollout looks (`salvage.waves.look`), with its features.
+        How the first failed rollout looks (`salvage.waves.looks`), with its features.
     trouble : str
         Why there is no verdict.
     times : list of (str, int, int)
@@ -344,15 +344,8 @@ def rescue(
     table = problem_sets.load(problems) if isinstance(problems, str) else problems
     fitted = _loaded(policy) if isinstance(policy, str) else policy
     first = int(settings["rescue"]["rollouts"])
-    mark = shards.fingerprint(
-        cell.name,
-        settings.seed,
-        [settings[name] for name in ("sample", "featurize", "intervene", "rescue")],
-        [asdict(budget), price, look, fitted.version if fitted else "retry"],
-        table.to_dict("list"),
-        files=[Path(cell.specialist), Path(cell.ancestor)],
-        code=CODE,
-    )
+    told = [asdict(budget), price, look, fitted.version if fitted else "retry"]
+    mark = fingerprint(cell, table, settings, told)
     record = out.with_name(f".{out.name}.record") if out else None
     if out and record and out.exists() and not record.exists():
         raise SalvageError(f"{out} is there already and has no record beside it to go on from; write to another file")
@@ -372,6 +365,19 @@ def rescue(
         waves.close()
 
 
+def fingerprint(cell: Cell, problems: pd.DataFrame, settings: Settings, *parts: Any, code: Sequence[str] = ()) -> str:
+    """Hash all that the loop's attempts in a cell depend on, and what else is given."""
+    return shards.fingerprint(
+        cell.name,
+        settings.seed,
+        [settings[name] for name in ("sample", "featurize", "intervene", "rescue")],
+        problems.to_dict("list"),
+        *parts,
+        files=[Path(cell.specialist), Path(cell.ancestor)],
+        code=[*CODE, *code],
+    )
+
+
 def pair(specialist: str, ancestor: str, name: str = "", engine: str = "auto") -> Cell:
     """Return a cell of one's own: what `rescue` and `salvage rescue` call a pair of models."""
     return Cell(name or Path(specialist).name, specialist, ancestor, "", "unknown", 0, "own", engine)
@@ -387,10 +393,7 @@ def _loaded(uri: str) -> Fitted:
 def _written(outcomes: Iterator[Outcome], out: Path) -> Iterator[Outcome]:
     """Append outcomes to a file as they come; those that are there come first again, and are not written twice."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    whole, _, torn = (out.read_bytes() if out.exists() else b"").rpartition(b"\n")
-    if torn:
-        os.truncate(out, len(whole) + 1 if whole else 0)
-    there = whole.decode().split("\n") if whole else []
+    there = whole_lines(out)
     with out.open("a", encoding="utf-8") as file:
         for i, outcome in enumerate(outcomes):
             if i >= len(there):

@@ -22,6 +22,7 @@ from salvage.engine.base import Completion, Engine, Request, seed_of
 from salvage.errors import SalvageError
 from salvage.facts import make_facts
 from salvage.features import rollout_features
+from salvage.files import whole_lines
 from salvage.judging import Judge, Verdict
 from salvage.settings import Settings
 from salvage.stages import admit
@@ -102,9 +103,8 @@ class Waves:
         self._judge, self._own_judge = judge, judge is None
         self._recorded = [] if record is None else _read(record, mark)
         self._made = 0
-        self.clock: dict[
-            str, tuple[int, int]
-        ] = {}  # of the last wave: decode, verify, score; empty where it was recorded
+        # start and end of decode, verify and score in the last wave; empty where it was recorded
+        self.clock: dict[str, tuple[int, int]] = {}
 
     def make(self, tries: list[Try]) -> list[dict[str, Any]]:
         """Make a wave; return a result for each try.
@@ -203,11 +203,11 @@ class Waves:
         count = features.groupby("problem_id", sort=False).size().rename("n_failed_rollouts")
         known = known.join(means).join(count).reset_index()[FACTS]
         failures = operators.failures(prompts, table, rows, features, self.settings["intervene"]["quantile"])
-        looks = self._look(engine, failures, rows) if self.look else [{} for _ in failures]
+        looks = self._looks(engine, failures, rows) if self.look else [{} for _ in failures]
         lines = zip(failures, known.to_dict("records"), looks, strict=True)
         return [_scored(failure, row, view) for failure, row, view in lines]
 
-    def _look(self, engine: Engine, failures: list[operators.Failure], rows: pd.DataFrame) -> list[dict[str, Any]]:
+    def _looks(self, engine: Engine, failures: list[operators.Failure], rows: pd.DataFrame) -> list[dict[str, Any]]:
         """Return how each problem's first failed rollout looks."""
         j = rows[rows["rollout"] == 0].set_index("problem_id")["j"]
         temperature = self.settings["sample"]["temperature"]
@@ -268,11 +268,7 @@ def _read(record: Path, mark: str) -> list[dict[str, Any]]:
     if not record.exists():
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text(json.dumps({"mark": mark}) + "\n", encoding="utf-8")
-        return []
-    whole, _, torn = record.read_bytes().rpartition(b"\n")
-    if torn:
-        os.truncate(record, len(whole) + 1 if whole else 0)
-    lines = [json.loads(line) for line in whole.split(b"\n")] if whole else []
+    lines = [json.loads(line) for line in whole_lines(record)]
     if not lines or lines[0] != {"mark": mark}:
         raise SalvageError(
             f"{record}: this job was begun with other models, problems, settings or policy; "
