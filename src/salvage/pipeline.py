@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from salvage.engine.choice import chosen
 from salvage.errors import SalvageError
 
 PARAMS = Path("params.yaml")
@@ -38,15 +39,20 @@ def run(
     specialist, ancestor, problems : str, optional
         One's own pair and problem set, all three or none: profile `own`, and an entry in `cells`.
     engine : str, optional
-        The own pair's engine; None or `auto` is `transformers`.
+        What runs the models, of the own pair where one is given, else of the lab: vllm, transformers or auto. None
+        leaves what stands in params.yaml, and is auto for an own pair.
     """
     import mlflow
 
     from salvage import results, settings, tracking
 
+    if engine:
+        chosen(engine)  # a name that is not known changes nothing
     pair = own_pair(specialist, ancestor, problems, engine)
-    changed = override(profile or ("own" if pair else None), pair)
-    settings.load()  # a mistake in params.yaml ends the job before a run is opened
+    changed = override(profile or ("own" if pair else None), pair, None if pair else engine)
+    known = settings.load()  # a mistake in params.yaml ends the job before a run is opened
+    for name in {cell.engine for cell in known.cells}:
+        chosen(name)
     if changed and not quiet:
         print(f"params.yaml: set {', '.join(changed)}", flush=True)
     with tracking.run("main") as run_id:
@@ -88,11 +94,13 @@ def own_pair(
         raise SalvageError(f"{problems}: there is no such problem file; correct --problems")
     name = Path(str(specialist)).name
     about = {"method": "unknown", "seed": 0, "family": "own"}
-    return {"name": name, **given, **about, "engine": "transformers" if engine in (None, "", "auto") else engine}
+    return {"name": name, **given, **about, "engine": engine or "auto"}
 
 
-def override(profile: str | None, pair: dict[str, Any] | None, path: Path = PARAMS) -> list[str]:
-    """Set the profile and the own pair in params.yaml, comments kept, and return what changed.
+def override(
+    profile: str | None, pair: dict[str, Any] | None, engine: str | None = None, path: Path = PARAMS
+) -> list[str]:
+    """Set the profile, the own pair and the lab's engine in params.yaml, comments kept, and return what changed.
 
     A pair replaces the entry of its name.
     """
@@ -113,6 +121,9 @@ def override(profile: str | None, pair: dict[str, Any] | None, path: Path = PARA
     if profile is not None and profile != values["profile"]:
         values["profile"] = profile
         changed.append(f"profile = {profile}")
+    if engine and engine != values["engine"]:
+        values["engine"] = engine
+        changed.append(f"engine = {engine}")
     others = [cell for cell in values["cells"] if pair is None or cell["name"] != pair["name"]]
     if pair is not None and [*others, pair] != list(values["cells"]):
         values["cells"][:] = [*others, pair]

@@ -26,7 +26,7 @@ from salvage.files import whole_lines
 from salvage.guide import STOP, Route, routes
 from salvage.routing import Fitted
 from salvage.settings import Cell, Settings
-from salvage.stages import open_engine
+from salvage.stages import engine_mark, open_engine
 from salvage.waves import SAMPLE, Try, Waves
 
 SOLVED, STOPPED, SPENT, UNVERIFIED = "solved", "stopped", "spent", "unverified"
@@ -371,6 +371,7 @@ def fingerprint(cell: Cell, problems: pd.DataFrame, settings: Settings, *parts: 
         cell.name,
         settings.seed,
         [settings[name] for name in ("sample", "featurize", "intervene", "rescue")],
+        engine_mark(cell, settings),
         problems.to_dict("list"),
         *parts,
         files=[Path(cell.specialist), Path(cell.ancestor)],

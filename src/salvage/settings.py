@@ -25,7 +25,7 @@ class Cell:
     method: str
     seed: int
     family: str
-    engine: str = "transformers"
+    engine: str = "auto"
     rollouts: str = ""  # a table of `import-rollouts`, where there are rollouts already
 
     @property
@@ -103,7 +103,8 @@ def lab_cells(raw: dict[str, Any], profile: str) -> list[Cell]:
     if profile not in raw["profiles"]:
         raise SalvageError(f"params.yaml: profile {profile!r} is not one of {', '.join(raw['profiles'])}; correct it")
     models = _lab_models(raw["profiles"][profile]["lab"], raw["methods"])
-    return [_lab_cell(model) for model in models if model.method != "ancestor"]
+    engine = str(raw.get("engine", "transformers"))
+    return [_lab_cell(model, engine) for model in models if model.method != "ancestor"]
 
 
 def _lab_models(lab: dict[str, Any], methods: list[str]) -> list[LabModel]:
@@ -115,7 +116,7 @@ def _lab_models(lab: dict[str, Any], methods: list[str]) -> list[LabModel]:
     return models
 
 
-def _lab_cell(model: LabModel) -> Cell:
+def _lab_cell(model: LabModel, engine: str) -> Cell:
     ancestor = LabModel(model.family, "ancestor", model.ancestor_seed, model.ancestor_seed)
     return Cell(
         name=f"{model.name}|digits",
@@ -125,6 +126,7 @@ def _lab_cell(model: LabModel) -> Cell:
         method=model.method,
         seed=model.seed,
         family=model.family,
+        engine=engine,
     )
 
 
@@ -141,6 +143,6 @@ def _own_cell(path: Path, i: int, entry: dict[str, Any]) -> Cell:
         method=str(entry.get("method", "unknown")),
         seed=int(entry.get("seed", 0)),
         family=str(entry.get("family", "own")),
-        engine=str(entry.get("engine", "transformers")),
+        engine=str(entry.get("engine", "auto")),
         rollouts=str(entry.get("rollouts", "")),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,11 @@ def from_tables(settings: Settings, problem_id: str, cell_name: str = "", rollou
         )
     )
     problem = schema.read(problem_file(cell.problems), schema.PROBLEMS).set_index("problem_id").loc[problem_id]
-    engine = open_engine(cell, settings, ancestor=True)
     tokens = [int(t) for t in rollouts["tokens"]]
     failed = operators.FailedRollout(tokens, int(features["junction"]), np.zeros(len(tokens)))
     temperature = settings["sample"]["temperature"]
-    (look,) = looks(engine, [(engine.encode(problem["prompt"]), failed, signals["j"])], temperature)
+    with closing(open_engine(cell, settings, ancestor=True)) as engine:
+        (look,) = looks(engine, [(engine.encode(problem["prompt"]), failed, signals["j"])], temperature)
     return {
         "cell": cell.name,
         "problem_id": problem_id,

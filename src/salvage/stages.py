@@ -9,6 +9,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ import pandas as pd
 
 from salvage import facts, features, operators, problems, profiles, schema, shards, verifiers
 from salvage.engine.base import Engine, Request, seed_of
+from salvage.engine.choice import chosen
 from salvage.errors import SalvageError
 from salvage.lab import task
 from salvage.pool import each
 from salvage.settings import LAB_PROBLEMS, MODELS, Cell, LabModel, Settings
 
 DATA = Path("data")
+COSTS = ("n_tokens", "n_ancestor_tokens", "n_prefill", "position")
 SHARD = 200  # problems a shard: enough for full batches, few enough to lose little
 
 
@@ -120,39 +123,40 @@ def _sample(cell: Cell, settings: Settings) -> bool:
         cell.name,
         settings.seed,
         values,
+        engine_mark(cell, settings),
         files=[Path(cell.specialist), problem_file(cell.problems)],
         code=["engine", "verifiers.py", "lab/task.py"],
     )
     path = DATA / "rollouts" / cell.file
     if schema.fingerprint(path) == mark:
         return False
-    engine = open_engine(cell, settings, ancestor=False)
-    admit(table, engine, values["max_tokens"], cell.problems)
+    with closing(open_engine(cell, settings, ancestor=False)) as engine:
+        admit(table, engine, values["max_tokens"], cell.problems)
 
-    def make(rows: pd.DataFrame) -> pd.DataFrame:
-        keys = [(p, k) for p in rows["problem_id"] for k in range(values["rollouts"])]
-        seeds = [seed_of(settings.seed, cell.name, p, "sample", k) for p, k in keys]
-        prompts = dict(zip(rows["problem_id"], map(engine.encode, rows["prompt"]), strict=True))
-        done = engine.decode(
-            [Request(prompts[p], s) for (p, _), s in zip(keys, seeds, strict=True)],
-            temperature=values["temperature"],
-            max_tokens=values["max_tokens"],
-        )
-        texts = [engine.text(c.tokens) for c in done]
-        return pd.DataFrame(
-            {
-                "cell": cell.name,
-                "problem_id": [p for p, _ in keys],
-                "rollout": [k for _, k in keys],
-                "tokens": [c.tokens for c in done],
-                "text": texts,
-                "correct": verifiers.verify(table, [p for p, _ in keys], texts),
-                "n_tokens": [c.n_tokens for c in done],
-                "seed": seeds,
-            }
-        )
+        def make(rows: pd.DataFrame) -> pd.DataFrame:
+            keys = [(p, k) for p in rows["problem_id"] for k in range(values["rollouts"])]
+            seeds = [seed_of(settings.seed, cell.name, p, "sample", k) for p, k in keys]
+            prompts = dict(zip(rows["problem_id"], map(engine.encode, rows["prompt"]), strict=True))
+            done = engine.decode(
+                [Request(prompts[p], s) for (p, _), s in zip(keys, seeds, strict=True)],
+                temperature=values["temperature"],
+                max_tokens=values["max_tokens"],
+            )
+            texts = [engine.text(c.tokens) for c in done]
+            return pd.DataFrame(
+                {
+                    "cell": cell.name,
+                    "problem_id": [p for p, _ in keys],
+                    "rollout": [k for _, k in keys],
+                    "tokens": [c.tokens for c in done],
+                    "text": texts,
+                    "correct": verifiers.verify(table, [p for p, _ in keys], texts),
+                    "n_tokens": [c.n_tokens for c in done],
+                    "seed": seeds,
+                }
+            )
 
-    return shards.build(path, schema.ROLLOUTS, mark, _pieces(table), make)
+        return shards.build(path, schema.ROLLOUTS, mark, _pieces(table), make)
 
 
 def _take_imported(cell: Cell) -> bool:
@@ -183,7 +187,8 @@ def _featurize(cell: Cell, settings: Settings) -> bool:
     values, temperature = settings["featurize"], settings["sample"]["temperature"]
     source = DATA / "rollouts" / cell.file
     files = [source, problem_file(cell.problems), Path(cell.specialist), Path(cell.ancestor)]
-    mark = shards.fingerprint(values, temperature, files=files, code=["engine", "features.py"])
+    about = [values, temperature, engine_mark(cell, settings)]
+    mark = shards.fingerprint(about, files=files, code=["engine", "features.py"])
     path, features_path = DATA / "signals" / cell.file, DATA / "features" / cell.file
     if schema.fingerprint(path) == schema.fingerprint(features_path) == mark:
         return False
@@ -191,22 +196,22 @@ def _featurize(cell: Cell, settings: Settings) -> bool:
     failed = schema.read(source, schema.ROLLOUTS).query("not correct")
     if failed.empty:
         raise SalvageError(f"{source}: cell {cell.name!r} has no failed rollout; give it harder problems or drop it")
-    engine = open_engine(cell, settings, ancestor=True)
+    with closing(open_engine(cell, settings, ancestor=True)) as engine:
 
-    def make(rows: pd.DataFrame) -> pd.DataFrame:
-        signals = engine.signals(
-            [engine.encode(table.loc[p, "prompt"]) for p in rows["problem_id"]],
-            [list(map(int, t)) for t in rows["tokens"]],
-            temperature=temperature,
-            top_k_cov=values["top_k_cov"],
-        )
-        columns = {name: [s[name].astype("float32") for s in signals] for name in schema.SIGNALS}
-        return pd.DataFrame({**{k: rows[k].to_numpy() for k in ("cell", "problem_id", "rollout")}, **columns})
+        def make(rows: pd.DataFrame) -> pd.DataFrame:
+            signals = engine.signals(
+                [engine.encode(table.loc[p, "prompt"]) for p in rows["problem_id"]],
+                [list(map(int, t)) for t in rows["tokens"]],
+                temperature=temperature,
+                top_k_cov=values["top_k_cov"],
+            )
+            columns = {name: [s[name].astype("float32") for s in signals] for name in schema.SIGNALS}
+            return pd.DataFrame({**{k: rows[k].to_numpy() for k in ("cell", "problem_id", "rollout")}, **columns})
 
-    worked = shards.build(path, schema.SIGNAL_ROWS, mark, _pieces(failed, 10 * SHARD), make)
-    scored = features.rollout_features(schema.read(path, schema.SIGNAL_ROWS), values["window"])
-    schema.write(scored, schema.FEATURE_ROWS, features_path, mark)
-    return worked
+        worked = shards.build(path, schema.SIGNAL_ROWS, mark, _pieces(failed, 10 * SHARD), make)
+        scored = features.rollout_features(schema.read(path, schema.SIGNAL_ROWS), values["window"])
+        schema.write(scored, schema.FEATURE_ROWS, features_path, mark)
+        return worked
 
 
 # ------------------------------------------------------------------ intervene
@@ -242,63 +247,65 @@ def _intervene(cell: Cell, settings: Settings) -> bool:
         sampling,
         wanted,
         settings["featurize"]["top_k_cov"],
+        engine_mark(cell, settings),
         files=[*sources, problem_file(cell.problems), Path(cell.specialist), Path(cell.ancestor)],
         code=["engine", "operators.py", "verifiers.py", "lab/task.py"],
     )
     path = DATA / "attempts" / cell.file
     if schema.fingerprint(path) == mark:
         return False
-    engine = open_engine(cell, settings, ancestor=True)
-    table = schema.read(problem_file(cell.problems), schema.PROBLEMS)
-    prompts = dict(zip(table["problem_id"], map(engine.encode, table["prompt"]), strict=True))
-    rollouts, signals, scored = (
-        schema.read(source, kind)
-        for source, kind in zip(sources, (schema.ROLLOUTS, schema.SIGNAL_ROWS, schema.FEATURE_ROWS), strict=True)
-    )
-    found = operators.failures(prompts, rollouts, signals, scored, values["quantile"])
-    junctions = {f.problem_id: [r.junction for r in f.rollouts] for f in found}
-
-    def make(some: list[operators.Failure]) -> pd.DataFrame:
-        keys = [
-            (failure, operator, anchor, continuation, attempt)
-            for failure in some
-            for operator, anchor, continuation, attempts in wanted
-            for attempt in range(attempts)
-        ]
-        donors = {f.problem_id: [j for p, js in junctions.items() if p != f.problem_id for j in js] for f in some}
-        requests = [
-            operators.request(
-                failure,
-                operator,
-                attempt,
-                cell=cell.name,
-                anchor=anchor,
-                continuation=continuation,
-                donors=donors[failure.problem_id],
-                seed=settings.seed,
-                settings=values,
-            )
-            for failure, operator, anchor, continuation, attempt in keys
-        ]
-        done = engine.decode(requests, temperature=sampling["temperature"], max_tokens=sampling["max_tokens"])
-        ids = [key[0].problem_id for key in keys]
-        return pd.DataFrame(
-            {
-                "cell": cell.name,
-                "problem_id": ids,
-                "operator": [key[1] for key in keys],
-                "anchor": [key[2] for key in keys],
-                "continuation": [key[3] for key in keys],
-                "attempt": [key[4] for key in keys],
-                "correct": verifiers.verify(table, ids, [engine.text(c.tokens) for c in done]),
-                **{
-                    k: [getattr(c, k) for c in done] for k in ("n_tokens", "n_ancestor_tokens", "n_prefill", "position")
-                },
-            }
+    with closing(open_engine(cell, settings, ancestor=True)) as engine:
+        table = schema.read(problem_file(cell.problems), schema.PROBLEMS)
+        prompts = dict(zip(table["problem_id"], map(engine.encode, table["prompt"]), strict=True))
+        rollouts, signals, scored = (
+            schema.read(source, kind)
+            for source, kind in zip(sources, (schema.ROLLOUTS, schema.SIGNAL_ROWS, schema.FEATURE_ROWS), strict=True)
         )
+        found = operators.failures(prompts, rollouts, signals, scored, values["quantile"])
+        junctions = {f.problem_id: [r.junction for r in f.rollouts] for f in found}
 
-    pieces = [found[i : i + SHARD // 2] for i in range(0, len(found), SHARD // 2)]
-    return shards.build(path, schema.ATTEMPTS, mark, pieces, make)
+        def make(some: list[operators.Failure]) -> pd.DataFrame:
+            keys = [
+                (failure, operator, anchor, continuation, attempt)
+                for failure in some
+                for operator, anchor, continuation, attempts in wanted
+                for attempt in range(attempts)
+            ]
+            donors = {f.problem_id: [j for p, js in junctions.items() if p != f.problem_id for j in js] for f in some}
+            requests = [
+                operators.request(
+                    failure,
+                    operator,
+                    attempt,
+                    cell=cell.name,
+                    anchor=anchor,
+                    continuation=continuation,
+                    donors=donors[failure.problem_id],
+                    seed=settings.seed,
+                    settings=values,
+                )
+                for failure, operator, anchor, continuation, attempt in keys
+            ]
+            done = engine.decode(requests, temperature=sampling["temperature"], max_tokens=sampling["max_tokens"])
+            ids = [key[0].problem_id for key in keys]
+            return pd.DataFrame(
+                {
+                    "cell": cell.name,
+                    "problem_id": ids,
+                    "operator": [key[1] for key in keys],
+                    "anchor": [key[2] for key in keys],
+                    "continuation": [key[3] for key in keys],
+                    "attempt": [key[4] for key in keys],
+                    "correct": verifiers.verify(table, ids, [engine.text(c.tokens) for c in done]),
+                    **{
+                        k: [getattr(c, k) for c in done]
+                        for k in ("n_tokens", "n_ancestor_tokens", "n_prefill", "position")
+                    },
+                }
+            )
+
+        pieces = [found[i : i + SHARD // 2] for i in range(0, len(found), SHARD // 2)]
+        return shards.build(path, schema.ATTEMPTS, mark, pieces, make)
 
 
 # ------------------------------------------------------------------ profile
@@ -333,6 +340,10 @@ def profile(settings: Settings, *, quiet: bool = False) -> int:
 
 
 def _each_cell(stage: str, work: Callable[..., bool], settings: Settings, folders: list[str], quiet: bool) -> int:
+    for name in sorted({c.engine for c in settings.cells}):
+        engine, why = chosen(name)
+        if not quiet:
+            print(f"{stage}: engine {engine} ({why})", flush=True)
     worked = each(stage, work, {c.name: (c, settings) for c in settings.cells}, quiet=quiet)
     for folder in folders:
         _drop_others(DATA / folder, {cell.file for cell in settings.cells})
@@ -347,17 +358,27 @@ def _drop_others(folder: Path, names: set[str]) -> None:
 
 
 def open_engine(cell: Cell, settings: Settings, *, ancestor: bool) -> Engine:
+    """Open a cell's engine, with its ancestor or the specialist alone; whoever opens it closes it."""
+    values: dict[str, Any] = {
+        "specialist": cell.specialist,
+        "ancestor": cell.ancestor if ancestor else None,
+        "top_k_cov": settings["featurize"]["top_k_cov"],
+        "batch": settings["sample"]["batch"],
+        "chunk": settings["featurize"]["chunk"],
+    }
+    if chosen(cell.engine)[0] == "vllm":
+        from salvage.engine.vllm import VllmEngine
+
+        return VllmEngine(**values, **settings["vllm"])
     from salvage.engine.transformers import TransformersEngine
 
-    if cell.engine not in ("transformers", "auto"):
-        raise SalvageError(f"cell {cell.name!r}: engine {cell.engine!r} is not known; use 'transformers' or 'auto'")
-    return TransformersEngine(
-        cell.specialist,
-        cell.ancestor if ancestor else None,
-        top_k_cov=settings["featurize"]["top_k_cov"],
-        batch=settings["sample"]["batch"],
-        chunk=settings["featurize"]["chunk"],
-    )
+    return TransformersEngine(**values)
+
+
+def engine_mark(cell: Cell, settings: Settings) -> list[Any]:
+    """Return what a table owes to the engine that made it, for its fingerprint."""
+    name, _ = chosen(cell.engine)
+    return [name, settings["vllm"] if name == "vllm" else {}]
 
 
 def admit(table: pd.DataFrame, engine: Engine, max_tokens: int, where: str) -> None:

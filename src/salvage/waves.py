@@ -129,7 +129,9 @@ class Waves:
         return results
 
     def close(self) -> None:
-        """End the verifiers' process."""
+        """End the verifiers' process and what the engine holds."""
+        if self._engine is not None:
+            self._engine.close()
         if self._judge is not None and self._own_judge:
             self._judge.close()
 

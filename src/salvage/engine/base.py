@@ -103,6 +103,10 @@ class Engine(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Give back what the engine holds; it is not used afterwards."""
+        ...
+
 
 def seed_of(*parts: object) -> int:
     """Return a 63-bit seed that depends on the parts alone, so that batch order and resumption change nothing.

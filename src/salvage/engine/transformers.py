@@ -8,18 +8,19 @@ neighbours' lengths.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.utils import logging
 
-from salvage.engine.base import COV, PATH, Completion, Request
-from salvage.engine.signals import coverage_gap, token_signals
+from salvage.engine.base import Completion, Request
+from salvage.engine.signals import token_signals
+from salvage.engine.speaker import Speaker
+from salvage.engine.steering import Plan, choose, uniforms
 from salvage.errors import SalvageError
 
 
@@ -76,71 +77,7 @@ class _Stream:
             layer.keep(rows)
 
 
-@dataclass
-class _Plan:
-    """The interventions of a batch as tensors, one entry a row."""
-
-    sparse: torch.Tensor
-    local: torch.Tensor
-    dense: torch.Tensor
-    dense_greedy: torch.Tensor
-    watches: torch.Tensor
-    threshold: torch.Tensor
-    warmup: torch.Tensor
-    position: torch.Tensor
-    mix: torch.Tensor  # -1: the junction decides
-    wrong: torch.Tensor
-    alpha: torch.Tensor
-    local_temperature: torch.Tensor
-    greedy: torch.Tensor
-
-    @classmethod
-    def of(cls, requests: list[Request], device: torch.device) -> _Plan:
-        acts = [r.intervention for r in requests]
-
-        def column(values: list[Any]) -> torch.Tensor:
-            return torch.tensor(values, device=device)
-
-        return cls(
-            sparse=column([a.kind == "sparse" for a in acts]),
-            local=column([a.kind == "local_temp" for a in acts]),
-            dense=column([a.kind == "dense" for a in acts]),
-            dense_greedy=column([a.kind == "dense" and a.greedy for a in acts]),
-            watches=column([a.watches for a in acts]),
-            threshold=column([np.inf if a.threshold is None else a.threshold for a in acts]).double(),
-            warmup=column([a.warmup for a in acts]),
-            position=column([-1 if a.position is None else a.position for a in acts]),
-            mix=column([-1 if a.mix is None else a.mix for a in acts]),
-            wrong=column([a.wrong for a in acts]),
-            alpha=column([a.alpha for a in acts]).double(),
-            local_temperature=column([a.local_temperature for a in acts]).double(),
-            greedy=column([r.greedy for r in requests]),
-        )
-
-    def keep(self, rows: torch.Tensor) -> _Plan:
-        return _Plan(**{name: value[rows] for name, value in vars(self).items()})
-
-
-def _sample(log_p: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """Invert the cumulative distribution: log_p [rows, vocabulary] in float64, uniform [rows] in [0, 1)."""
-    cumulative = log_p.exp().cumsum(-1)
-    return (cumulative <= (uniform * cumulative[:, -1])[:, None]).sum(-1).clamp(max=log_p.shape[1] - 1)
-
-
-def _mix(kind: torch.Tensor, alpha: torch.Tensor, log_s: torch.Tensor, log_a: torch.Tensor) -> torch.Tensor:
-    """Mix two log distributions row by row (method.md, "The mix"): a log distribution [rows, vocabulary].
-
-    `path` mixes logits; log softmax(z / T) differs from z / T by a constant a row, so log distributions do as well.
-    alpha 1 and 0 are taken apart, since 0 times an infinite logit is no number.
-    """
-    alpha = alpha[:, None]
-    path = torch.log_softmax(alpha * log_s + (1 - alpha) * log_a, -1)
-    cov = torch.logaddexp(log_s + alpha.log(), log_a + (1 - alpha).log())
-    mixed = torch.where((kind == COV)[:, None], cov, path)
-    return torch.where(alpha == 1, log_s, torch.where(alpha == 0, log_a, mixed))
-
-
-class TransformersEngine:
+class TransformersEngine(Speaker):
     """Two transformers models of one vocabulary behind the interface of `salvage.engine.base.Engine`.
 
     Parameters
@@ -165,28 +102,11 @@ class TransformersEngine:
         chunk: int = 4096,
         device: str | None = None,
     ) -> None:
+        super().__init__(specialist, ancestor)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.tokenizer = _tokenizer(specialist)
         self.specialist = _model(specialist, self.device)
         self.ancestor: Any = None if ancestor is None else _model(ancestor, self.device)
         self.top_k_cov, self.batch, self.chunk = top_k_cov, batch, chunk
-        if ancestor is not None:
-            _same_vocabulary(specialist, self.tokenizer, ancestor)
-        ends = self.specialist.generation_config.eos_token_id
-        ends = self.tokenizer.eos_token_id if ends is None else ends
-        self.ends = torch.tensor(ends if isinstance(ends, list) else [ends], device=self.device)
-        sizes = [m.config.vocab_size for m in (self.specialist, self.ancestor) if m is not None]
-        self.vocabulary = min(sizes)  # rows past the tokenizer's ids are padding of the embedding matrix
-        contexts = [getattr(m.config, "max_position_embeddings", None) for m in (self.specialist, self.ancestor) if m]
-        self.context = min([c for c in contexts if c], default=None)
-
-    def encode(self, text: str) -> list[int]:
-        """Return the token ids of a text, without special tokens added."""
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
-
-    def text(self, tokens: list[int]) -> str:
-        """Return a completion's text, special tokens left out."""
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
     # ---------------------------------------------------------------- decoding
 
@@ -199,10 +119,10 @@ class TransformersEngine:
         SalvageError
             Where a prompt does not fit the context, or an intervention needs an ancestor and there is none.
         """
+        self.admit(requests, max_tokens)
         groups: dict[tuple[int, bool], list[int]] = defaultdict(list)
         for i, request in enumerate(requests):
             length = len(request.prompt) + len(request.prefix)
-            self._admit(i, request, max_tokens)
             groups[length, request.intervention.needs_ancestor].append(i)
         answers: list[Completion | None] = [None] * len(requests)
         for group in groups.values():
@@ -213,26 +133,15 @@ class TransformersEngine:
                     answers[i] = completion
         return [answer for answer in answers if answer is not None]
 
-    def _admit(self, i: int, request: Request, max_tokens: int) -> None:
-        if not request.prompt:
-            raise SalvageError(f"request {i}: the prompt has no tokens; give a prompt that is not empty")
-        if self.context and len(request.prompt) + max_tokens > self.context:
-            raise SalvageError(
-                f"request {i}: a prompt of {len(request.prompt)} tokens and max_tokens {max_tokens} exceed the models' "
-                f"context of {self.context}; shorten the prompt or lower sample.max_tokens"
-            )
-        if request.intervention.needs_ancestor and self.ancestor is None:
-            raise SalvageError(f"request {i}: {request.intervention.kind} needs an ancestor model; none was given")
-
     def _decode_batch(self, requests: list[Request], temperature: float, max_tokens: int) -> list[Completion]:
         n, device = len(requests), self.device
         prompt = torch.tensor([r.prompt + r.prefix for r in requests], device=device)
-        plan = _Plan.of(requests, device)
+        plan = Plan.of(Plan.columns(requests), device)
         offset = torch.tensor([len(r.prefix) for r in requests], device=device)
         budget = max_tokens - offset
         longest = int(budget.max())
-        draws = np.stack([np.random.Generator(np.random.Philox(r.seed)).random((2, max_tokens)) for r in requests])
-        uniform = torch.from_numpy(draws).to(device)  # [row, plain or intervened, position of the completion]
+        uniform = torch.from_numpy(uniforms([r.seed for r in requests], max_tokens)).to(device)
+        ends = torch.tensor(self.ends, device=device)
 
         two = requests[0].intervention.needs_ancestor
         specialist = _Stream(self.specialist)
@@ -249,26 +158,21 @@ class TransformersEngine:
         for step in range(longest):
             logits = specialist.step(fed)[:, : self.vocabulary]
             at = offset[live] + step
-            u = uniform[live, :, at]
-            log_s = torch.log_softmax(logits.double() / temperature, -1)
-            token = torch.where(plan.greedy, log_s.argmax(-1), _sample(log_s, u[:, 0]))
-            fire = plan.position == at
+            z_a = None
             if ancestor is not None and len(heard):
-                where = torch.searchsorted(live, heard)
-                log_a = torch.log_softmax(ancestor.step(heard_fed)[:, : self.vocabulary].double() / temperature, -1)
-                token, fire = self._with_ancestor(token, fire, where, log_s, log_a, plan, at, u)
+                z_a = ancestor.step(heard_fed)[:, : self.vocabulary]
                 n_ancestor[heard] += 1
-            local = fire & plan.local
-            if local.any():
-                log_l = torch.log_softmax(logits.double()[local] / plan.local_temperature[local, None], -1)
-                token = token.masked_scatter(local, _sample(log_l, u[local, 1]))
+            where = torch.searchsorted(live, heard)
+            token, fire = choose(
+                logits, z_a, where, plan, at, uniform[live, :, at], temperature=temperature, top_k_cov=self.top_k_cov
+            )
             fired_at[live] = torch.where(fire & (plan.sparse | plan.local), at, fired_at[live])
             plan.position = torch.where(fire, -1, plan.position)
             plan.watches = plan.watches & ~fire
             tokens[live, step] = token
             n_tokens[live] += 1
 
-            going = ~torch.isin(token, self.ends) & (step + 1 < budget[live])
+            going = ~torch.isin(token, ends) & (step + 1 < budget[live])
             needs = going & (plan.dense | plan.watches | (plan.sparse & (plan.position >= 0)))
             if not going.any():
                 break
@@ -286,33 +190,6 @@ class TransformersEngine:
             fed = token[:, None]
         return _completions(requests, tokens, n_tokens, n_ancestor, fired_at, two)
 
-    def _with_ancestor(
-        self,
-        token: torch.Tensor,
-        fire: torch.Tensor,
-        where: torch.Tensor,
-        log_s: torch.Tensor,
-        log_a: torch.Tensor,
-        plan: _Plan,
-        at: torch.Tensor,
-        u: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Watch j and mix, for the rows `where` that still hear the ancestor; return the tokens and who fired."""
-        plan, log_s = plan.keep(where), log_s[where]
-        taken = token[where, None]
-        delta = (log_s.gather(1, taken) - log_a.gather(1, taken))[:, 0]
-        g_cov = coverage_gap(log_s.exp(), log_a.exp(), self.top_k_cov)
-        j = delta.clamp(min=0) + g_cov.clamp(min=0)
-        watched = plan.watches & (at[where] >= plan.warmup) & (j >= plan.threshold)
-        fires = fire[where] | watched
-        kind = torch.where(plan.mix >= 0, plan.mix, torch.where(delta.clamp(min=0) >= g_cov.clamp(min=0), PATH, COV))
-        kind = torch.where(plan.wrong, 1 - kind, kind)
-        mixed = _mix(kind, plan.alpha, log_s, log_a)
-        sparse = fires & plan.sparse
-        new = torch.where(sparse | (plan.dense & plan.dense_greedy), mixed.argmax(-1), token[where])
-        new = torch.where(plan.dense & ~plan.dense_greedy, _sample(mixed, u[where, 0]), new)
-        return token.index_copy(0, where, new), fire.index_copy(0, where, fires)
-
     # ---------------------------------------------------------------- scoring
 
     @torch.inference_mode()
@@ -324,11 +201,7 @@ class TransformersEngine:
         Rollouts of like length share a right-padded batch; causal attention keeps padding from what stands before
         it. Memory is bounded by `chunk` positions of logits over the vocabulary, whatever the lengths.
         """
-        if self.ancestor is None:
-            raise SalvageError("scoring needs an ancestor model; none was given")
-        for i, completion in enumerate(completions):
-            if not completion:
-                raise SalvageError(f"rollout {i} has no tokens and so no signals; drop it")
+        self.admit_scoring(completions)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(completions[i]))
         answers: list[dict[str, np.ndarray]] = [{} for _ in prompts]
         for start in range(0, len(order), self.batch):
@@ -409,21 +282,3 @@ def _model(name: str | Path, device: torch.device) -> Any:
     except (OSError, ValueError) as error:
         raise SalvageError(f"model {str(name)!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     return model.to(device).eval()
-
-
-def _tokenizer(name: str | Path) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise SalvageError(f"tokenizer {str(name)!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-
-
-def _same_vocabulary(specialist: str | Path, speaker: Any, ancestor: str | Path) -> None:
-    """Refuse a pair whose tokens mean different things: their logits could not be compared."""
-    mine, theirs = speaker.get_vocab(), _tokenizer(ancestor).get_vocab()
-    if mine != theirs:
-        odd = sorted(set(mine.items()) ^ set(theirs.items()))[0]
-        raise SalvageError(
-            f"specialist {str(specialist)!r} ({len(mine)} tokens) and ancestor {str(ancestor)!r} ({len(theirs)}) "
-            f"have different vocabularies, first at token {odd[0]!r}; give the model the specialist was trained from"
-        )
