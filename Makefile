@@ -32,7 +32,7 @@ screenshots: $(STAMP)
 
 # Pinned, nothing to resolve: two pips side by side take half each, and a third brings what a GPU build of torch needs.
 # Compiled at the end on every core, not by pip on one: where nothing may be compiled later, each start would do it again.
-UNUSED := /(tests?|testing)/|/transformers/models/(?!auto|llama|qwen3/)
+UNUSED := /(tests?|testing)/|/transformers/models/(?!auto|llama|qwen3/)|/vllm/model_executor/models/.*(vl|moe|mm|omni)
 $(STAMP): requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "make: no python3.11 or python3 on PATH; install Python 3.11" >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \

@@ -79,7 +79,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def outcomes(models: tuple[Path, Path], loaded: Settings, table: pd.DataFrame, **how: Any) -> list[Outcome]:
     how = {"policy": fitted(), "budget": Budget(6), "settings": loaded} | how
-    return list(rescue(table, pair(*map(str, models)), **how))
+    return list(rescue(table, pair(*map(str, models), engine="transformers"), **how))
 
 
 @pytest.mark.parametrize("policy", ["rule", "fixed", "portfolio", None])
@@ -283,6 +283,7 @@ def test_a_killed_job_goes_on_to_the_same_outcomes(here: Path, pair: tuple[Path,
     ]
     (here / "problems.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     command = [sys.executable, "-m", "salvage", "rescue", "--specialist", str(pair[0]), "--ancestor", str(pair[1])]
+    command += ["--engine", "transformers"]
     command += ["--problems", "problems.jsonl", "--policy", "retry", "--attempts", "12", "--traces", "0"]
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{here}/mlflow.db"}
 

@@ -27,8 +27,15 @@ def params(pair: tuple[Path, Path], folder: Path, *, side_by_side: int = 0, **ce
     raw["profile"] = "own"
     raw["profiles"]["own"] |= {"problems": 12, "attempts": 3, "retries": 5, "side_by_side": side_by_side}
     raw["sample"] |= {"rollouts": 2, "max_tokens": 16}
-    own = {"name": "tiny", "specialist": str(pair[0]), "ancestor": str(pair[1]), "problems": "lab", **cell}
-    raw["cells"] = [own]
+    own = {
+        "name": "tiny",
+        "specialist": str(pair[0]),
+        "ancestor": str(pair[1]),
+        "problems": "lab",
+        "engine": "transformers",
+        **cell,
+    }
+    raw["cells"] = [{**own, "engine": "transformers", **cell}]
     (folder / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
     return folder
 

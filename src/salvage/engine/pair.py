@@ -212,7 +212,8 @@ class Steering(LogitsProcessor, LogitsProcessorV2):
         self.key = key_of(vllm_config)
         states = rest[0]
         self.device = states if isinstance(states, torch.device) else states.device
-        self.requests: dict[int, tuple[int, list[int]]] = {}  # V1: row to number and output
+        self.requests: dict[int, tuple[int, list[int]]] = {}  # V1: row to number and output, which vLLM appends to
+        self.outputs: list[list[int]] = []
         self.states = states
         self.slots = None if isinstance(states, torch.device) else np.zeros(states.max_num_reqs, dtype=np.int64)
         self.numbers = torch.zeros(0, dtype=torch.long, device=self.device)
@@ -237,8 +238,9 @@ class Steering(LogitsProcessor, LogitsProcessorV2):
     def update_state(self, batch_update: Any) -> None:
         """V1: follow the requests from row to row."""
         if process_dict_updates(self.requests, batch_update, _own):
-            rows = [self.requests[i][0] for i in range(len(self.requests))]
-            self.numbers = torch.tensor(rows, dtype=torch.long, device=self.device)
+            rows = [self.requests[i] for i in range(len(self.requests))]
+            self.numbers = torch.tensor([number for number, _ in rows], dtype=torch.long, device=self.device)
+            self.outputs = [output for _, output in rows]
 
     def add_request(self, req_idx: int, sampling_params: Any) -> bool:
         """V2: note which request a slot holds."""
@@ -252,8 +254,8 @@ class Steering(LogitsProcessor, LogitsProcessorV2):
             return logits
         if ctx is None:
             numbers = self.numbers
-            lengths = [len(self.requests[i][1]) for i in range(len(self.requests))]
-            at = self.offset[numbers] + torch.tensor(lengths, device=self.device)
+            lengths = np.fromiter(map(len, self.outputs), np.int64, len(self.outputs))
+            at = self.offset[numbers] + torch.from_numpy(lengths).to(self.device)
         else:
             slots = ctx.expanded_idx_mapping.long()
             assert self.slots is not None

@@ -24,7 +24,7 @@ from huggingface_hub import snapshot_download
 from safetensors import safe_open
 
 from salvage.engine.base import Completion, Request
-from salvage.engine.choice import chosen
+from salvage.engine.choice import chosen, gpu
 from salvage.engine.speaker import Speaker
 from salvage.engine.steering import Plan
 from salvage.errors import SalvageError
@@ -206,7 +206,7 @@ class VllmEngine(Speaker):
                     tensor_parallel_size=self.tensor_parallel_size,
                     max_model_len=self.context,
                     max_num_seqs=self.batch,
-                    enforce_eager=not torch.cuda.is_available(),
+                    enforce_eager=not gpu(),
                     async_scheduling=False,
                     enable_prefix_caching=not scoring,
                     disable_log_stats=True,
@@ -226,7 +226,7 @@ class VllmEngine(Speaker):
         weights = sum(_weights(name, kind) for name in self.names)
         a_token = sum(_kv_bytes(config, kind) for config in self.configs)
         one = a_token * (self.context or 1)
-        if torch.cuda.is_available():
+        if gpu():
             whole = torch.cuda.get_device_properties(0).total_memory * self.tensor_parallel_size
             have, where = int(whole * self.memory), "GPU"
         else:  # workers beside each other share the machine as they share its cores
@@ -239,7 +239,7 @@ class VllmEngine(Speaker):
                 f"{where}'s {_gib(whole)}; raise vllm.memory, lower vllm.max_model_len, or give it more GPUs "
                 "(vllm.tensor_parallel_size)"
             )
-        if torch.cuda.is_available():
+        if gpu():
             return {"gpu_memory_utilization": self.memory}
         blocks = -(-(self.context or 1) // _BLOCK) * _BLOCK * a_token * self.batch  # more than this is never used
         return {"kv_cache_memory_bytes": min(have - weights, blocks + 64 * _BLOCK * a_token)}

