@@ -57,8 +57,8 @@ class VllmEngine(Speaker):
         As torch names it; `auto` is what the specialist was saved in.
     tensor_parallel_size : int
         GPUs that share each model.
-    max_model_len : int, optional
-        A bound on prompt and completion together, besides the models' own.
+    max_model_len : int
+        A bound on prompt and completion together, besides the models' own; 0 for none.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class VllmEngine(Speaker):
         memory: float = 0.45,
         dtype: str = "auto",
         tensor_parallel_size: int = 1,
-        max_model_len: int | None = None,
+        max_model_len: int = 0,
     ) -> None:
         super().__init__(specialist, ancestor)
         chosen("vllm")  # refuses versions that were not tested
