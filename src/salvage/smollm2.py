@@ -7,11 +7,8 @@ the running sums written out.
 
 from __future__ import annotations
 
-import json
 import random
-import shutil
 import tempfile
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -31,9 +28,17 @@ def make(steps: int, seed: int, *, quiet: bool = False) -> tuple[Path, Path]:
     What is there already with the same steps and seed stays. A folder is whole or not there.
     """
     ancestor, specialist = FOLDER / "smollm2-ancestor", FOLDER / "smollm2-sft"
-    _once(ancestor, shards.fingerprint("ancestor", code=["smollm2.py"]), quiet, _save_ancestor)
-    mark = shards.fingerprint("sft", steps, seed, code=["smollm2.py"])
-    _once(specialist, mark, quiet, lambda folder: _fine_tune(ancestor, folder, steps, seed, quiet))
+    made = {
+        ancestor: shards.folder_once(ancestor, shards.fingerprint("ancestor", code=["smollm2.py"]), _save_ancestor),
+        specialist: shards.folder_once(
+            specialist,
+            shards.fingerprint("sft", steps, seed, code=["smollm2.py"]),
+            lambda folder: _fine_tune(ancestor, folder, steps, seed, quiet),
+        ),
+    }
+    for folder, worked in made.items():
+        if not quiet:
+            print(f"lab: {folder} {'done' if worked else 'is up to date'}", flush=True)
     return specialist, ancestor
 
 
@@ -54,20 +59,6 @@ def trace(expression: str) -> str:
         lines.append(f"{total}{sign}{term}={after}")
         total = after
     return "\n".join([*lines, f"<answer>{total}</answer>"])
-
-
-def _once(folder: Path, mark: str, quiet: bool, work: Callable[[Path], None]) -> None:
-    label = folder / "salvage.json"
-    if label.exists() and json.loads(label.read_text())["fingerprint"] == mark:
-        return
-    beside = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(beside, ignore_errors=True)
-    work(beside)
-    (beside / label.name).write_text(json.dumps({"fingerprint": mark}) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    beside.replace(folder)
-    if not quiet:
-        print(f"lab: {folder} done", flush=True)
 
 
 def _save_ancestor(folder: Path) -> None:

@@ -5,7 +5,6 @@ Each reads and writes tables under data/, one file a cell, and does nothing for 
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 from collections.abc import Callable
@@ -24,7 +23,6 @@ from salvage.pool import each
 from salvage.settings import LAB_PROBLEMS, MODELS, Cell, LabModel, Settings
 
 DATA = Path("data")
-COSTS = ("n_tokens", "n_ancestor_tokens", "n_prefill", "position")
 SHARD = 200  # problems a shard: enough for full batches, few enough to lose little
 
 
@@ -49,20 +47,15 @@ def _train(model: LabModel, seed: int, steps: dict[str, int]) -> bool:
     made_from = [] if model.method == "ancestor" else [ancestor]
     count = steps[model.family if model.method == "ancestor" else model.method]
     mark = shards.fingerprint(model.name, seed, count, files=made_from, code=["lab"])
-    label = model.folder / "salvage.json"
-    if label.exists() and json.loads(label.read_text())["fingerprint"] == mark:
-        return False
-    beside = model.folder.with_name(f".{model.folder.name}.part")
-    shutil.rmtree(beside, ignore_errors=True)
     own_seed = seed_of(seed, model.family, model.seed) % 2**31
-    if model.method == "ancestor":
-        ancestors.train(model.family, own_seed, count, beside)
-    else:
-        specialists.train(model.method, own_seed, count, ancestor, beside)
-    (beside / label.name).write_text(json.dumps({"fingerprint": mark}) + "\n")
-    shutil.rmtree(model.folder, ignore_errors=True)
-    beside.replace(model.folder)
-    return True
+
+    def train(folder: Path) -> None:
+        if model.method == "ancestor":
+            ancestors.train(model.family, own_seed, count, folder)
+        else:
+            specialists.train(model.method, own_seed, count, ancestor, folder)
+
+    return shards.folder_once(model.folder, mark, train)
 
 
 def problem_file(spec: str) -> Path:

@@ -28,10 +28,10 @@ from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as Logits
 
 from salvage.engine.signals import token_signals
 from salvage.engine.steering import Plan, choose, uniforms
+from salvage.schema import SIGNALS
 
 EXTENSION = f"{__name__}.Extension"
 STEERING = f"{__name__}:Steering"
-SIGNALS = ("delta_path", "g_cov", "logit_var", "entropy", "kl", "j")
 
 # by the engine's key: here its model, sampler and worker meet
 _pairs: WeakValueDictionary[str, Pair] = WeakValueDictionary()

@@ -28,6 +28,7 @@ from salvage.engine.choice import chosen, gpu
 from salvage.engine.speaker import Speaker
 from salvage.engine.steering import Plan
 from salvage.errors import SalvageError
+from salvage.schema import SIGNALS
 
 _T = TypeVar("_T")
 _BLOCK = 128  # tokens; vLLM's on a CPU
@@ -157,8 +158,6 @@ class VllmEngine(Speaker):
             [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)],
             [{**wanted, "chunk": self.chunk, "start": len(prompt)} for prompt in prompts],
         )
-        from salvage.engine.pair import SIGNALS
-
         return [{name: values[:, i] for i, name in enumerate(SIGNALS)} for values in told]
 
     def alternatives(
