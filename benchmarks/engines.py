@@ -38,6 +38,7 @@ from salvage.stages import lab_table
 
 ROUNDS = 3
 TEMPERATURE = 0.6
+_started: list[Any] = []  # vLLM without Salvage
 
 
 def main() -> None:
@@ -62,6 +63,8 @@ def main() -> None:
     if lab:
         figures["parity"] = _parity(mine, theirs, table.iloc[:100], tokens)
     mine.close()
+    for llm in _started:  # a shutdown ends what all engines of the process share, so theirs come last
+        llm.llm_engine.engine_core.shutdown(timeout=15)
     if given.json:
         known = json.loads(given.json.read_text()) if given.json.exists() else {}
         known[Path(given.specialist).name] = figures
@@ -123,7 +126,7 @@ def _bare(folder: str, mine: VllmEngine, **values: Any) -> Any:
     """Start vLLM on one model, as anybody would."""
     LLM, _ = _imported()
     a_token = mine._cache()["kv_cache_memory_bytes"]
-    return LLM(
+    llm = LLM(
         folder,
         dtype="float32",
         enforce_eager=True,
@@ -133,6 +136,8 @@ def _bare(folder: str, mine: VllmEngine, **values: Any) -> Any:
         kv_cache_memory_bytes=a_token,
         **values,
     )
+    _started.append(llm)
+    return llm
 
 
 def _decoding(
@@ -235,8 +240,6 @@ def _scoring(
     both = [e.signals(prompts, completions, **values) for e in (mine, theirs)]
     told["largest_difference"] = _largest(*both)
     print("  largest difference between the engines:", told["largest_difference"])
-    for llm in bare:
-        llm.llm_engine.engine_core.shutdown(timeout=15)
     return told
 
 

@@ -70,6 +70,13 @@ def test_every_operator_anchor_and_continuation_comes_out_with_its_cost(
     assert len(profiles) == failures and set(profiles["cell"]) == {"tiny|lab"} and set(profiles["task"]) == {"lab"}
 
 
+def test_without_models_of_the_lab_their_folder_is_there_for_dvc(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(params(pair, tmp_path), monkeypatch, "lab") == [0]
+    assert list((tmp_path / "data/models").iterdir()) == []
+
+
 @pytest.mark.slow
 def test_the_tables_show_a_failure_and_arms_are_compared_on_problems_they_lack(
     pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -85,3 +85,23 @@ def test_a_failed_stage_is_a_failed_run(tmp_path, monkeypatch):
     run = mlflow.search_runs(experiment_names=["salvage"], output_format="list")[0]
     assert run.info.status == "FAILED"
     assert run.data.params == {"sample.rollouts": "8"}
+
+
+@pytest.mark.slow
+def test_a_run_that_mlflow_run_opened_stays_in_its_experiment(tmp_path, monkeypatch):
+    """`mlflow run .` without --experiment-name opens its run under Default."""
+    import mlflow
+
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    opened = mlflow.MlflowClient(store).create_run("0").info.run_id
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    monkeypatch.setenv("MLFLOW_RUN_ID", opened)
+    monkeypatch.delenv(tracking.PARENT, raising=False)
+    with tracking.run("main") as run_id:
+        assert run_id == opened
+    assert mlflow.get_run(opened).info.experiment_id == "0"
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    monkeypatch.setenv(tracking.PARENT, opened)
+    with tracking.run("sample") as run_id:
+        assert mlflow.get_run(run_id).info.experiment_id == "0"

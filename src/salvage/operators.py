@@ -10,6 +10,9 @@ import pandas as pd
 
 from salvage.engine.base import COV, PATH, Intervention, Request, seed_of
 
+# Nats below the quantile at which `online` acts. A decode that goes a failed rollout's way again meets its very j, but for
+# rounding (float32 tables; up to 1e-4 between engines), which must not decide whether it acts.
+TIE = 1e-3
 _KIND = {
     "retry": "none",
     "sparse_steer": "sparse",
@@ -56,7 +59,7 @@ def failures(
     rollouts, signals, features : DataFrame
         The cell's tables; signals and features hold the failed rollouts.
     quantile : float
-        Of j over a problem's failed rollouts: the threshold of anchor `online`.
+        Of j over a problem's failed rollouts: the threshold of anchor `online`, less `TIE`.
     """
     key = ["cell", "problem_id", "rollout"]
     joined = signals.merge(features[[*key, "junction"]], on=key).merge(rollouts[[*key, "tokens"]], on=key)
@@ -72,7 +75,7 @@ def failures(
                 rows["tokens"], rows["junction"], rows["delta_path"], rows["g_cov"], strict=True
             )
         ]
-        threshold = float(np.quantile(np.concatenate(list(rows["j"])), quantile))
+        threshold = float(np.quantile(np.concatenate(list(rows["j"])), quantile)) - TIE
         found.append(Failure(str(problem_id), prompts[str(problem_id)], failed, threshold))
     order = {problem_id: i for i, problem_id in enumerate(prompts)}
     return sorted(found, key=lambda failure: order[failure.problem_id])

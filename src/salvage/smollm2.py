@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import tempfile
+import warnings
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -82,6 +83,7 @@ def _save_ancestor(folder: Path) -> None:
 
 
 def _fine_tune(ancestor: Path, folder: Path, steps: int, seed: int, quiet: bool) -> None:
+    warnings.filterwarnings("ignore", "TRL currently supports vLLM")  # TRL trains here, it does not generate
     import reasoning_gym
     import torch
     import transformers

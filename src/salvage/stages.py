@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import warnings
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -36,11 +37,13 @@ def lab(settings: Settings, *, quiet: bool = False) -> int:
     for ancestors in (True, False):
         models = [m for m in settings.lab if (m.method == "ancestor") == ancestors]
         trained += each("lab", _train, {m.name: (m, settings.seed, steps) for m in models}, quiet=quiet)
+    MODELS.mkdir(parents=True, exist_ok=True)  # also where only one's own pairs run: DVC looks for it
     _drop_others(MODELS, {m.name for m in settings.lab})
     return trained
 
 
 def _train(model: LabModel, seed: int, steps: dict[str, int]) -> bool:
+    warnings.filterwarnings("ignore", "TRL currently supports vLLM")  # the lab lets TRL generate without it
     from salvage.lab import ancestors, specialists
 
     ancestor = LabModel(model.family, "ancestor", model.ancestor_seed, model.ancestor_seed).folder

@@ -98,7 +98,11 @@ def connect() -> None:
     mlflow.set_tracking_uri(uri)
     with _patience(_FIRST_CONTACT):
         try:
-            mlflow.set_experiment(EXPERIMENT)
+            opened = os.environ.get("MLFLOW_RUN_ID")  # by `mlflow run`, in whatever experiment it was told
+            if opened:
+                mlflow.set_experiment(experiment_id=mlflow.get_run(opened).info.experiment_id)
+            else:
+                mlflow.set_experiment(EXPERIMENT)
         except Exception as error:  # MLflow's, SQLAlchemy's or the operating system's, by the kind of store
             parts = urlsplit(uri)
             named = f"{parts.scheme}://{parts.hostname}:{parts.port}" if parts.hostname else uri  # without a password

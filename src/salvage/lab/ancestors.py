@@ -15,6 +15,7 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.utils import logging
 
 from salvage.lab import task
 
@@ -78,6 +79,7 @@ def train(family: str, seed: int, steps: int, folder: Path) -> float:
         The mean loss of the last 50 steps, nats a token.
     """
     torch.manual_seed(seed)
+    logging.disable_progress_bar()  # of the one file that is saved
     rng, speaker, model = random.Random(f"ancestor/{family}/{seed}"), tokenizer(), blank(family)
     half = _halves_fast()
     model.set_attn_implementation("eager" if half else "sdpa")  # what is faster with each on a CPU, twice in bfloat16
