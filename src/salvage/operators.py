@@ -10,8 +10,8 @@ import pandas as pd
 
 from salvage.engine.base import COV, PATH, Intervention, Request, seed_of
 
-# Nats below the quantile at which `online` acts. A decode that goes a failed rollout's way again meets its very j, but for
-# rounding (float32 tables; up to 1e-4 between engines), which must not decide whether it acts.
+# Nats below the quantile at which `online` acts. A decode that goes a failed rollout's way again meets its very j, but
+# for rounding (float32 tables; up to 1e-4 between engines), which must not decide whether it acts.
 TIE = 1e-3
 _KIND = {
     "retry": "none",
