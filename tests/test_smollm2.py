@@ -5,11 +5,14 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import reasoning_gym
 
-from salvage import problems, smollm2, verifiers
+from salvage import problems, schema, smollm2, verifiers
 from salvage.errors import SalvageError
+from salvage.evaluation import with_facts
+from salvage.profiles import make_profiles, read_profiles
 
 
 def test_every_trace_is_right_to_the_tasks_own_scorer() -> None:
@@ -18,6 +21,20 @@ def test_every_trace_is_right_to_the_tasks_own_scorer() -> None:
     texts = ["\n" + smollm2.trace(entry["metadata"]["expression"]) for entry in entries]
     assert verifiers.verify(table, table["problem_id"], texts).all()
     assert not verifiers.verify(table, table["problem_id"], [t.replace("</answer>", "0</answer>") for t in texts]).any()
+
+
+def test_the_kept_tables_are_of_one_run() -> None:
+    kept = Path(__file__).parents[1] / "data/smollm2"
+    profiles = read_profiles(kept / "profiles")
+    attempts = schema.read(kept / "attempts", schema.ATTEMPTS)
+    features = schema.read(kept / "features", schema.FEATURE_ROWS)
+    made = make_profiles(features, attempts, anchor="online", continuation="temperature")
+    pd.testing.assert_frame_equal(
+        schema.check(made, schema.PROFILES, "made"), schema.check(profiles, schema.PROFILES, "kept")
+    )
+    sizes = attempts.groupby(["problem_id", "operator"]).size().unstack()
+    assert (sizes.pop("retry") == 24).all() and (sizes == 12).all(axis=None)
+    assert len(with_facts(profiles, schema.read(kept / "facts", schema.FACT_ROWS))) == len(sizes)
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
