@@ -130,7 +130,6 @@ def _bare(folder: str, mine: VllmEngine, **values: Any) -> Any:
         folder,
         dtype="float32",
         enforce_eager=True,
-        skip_tokenizer_init=True,
         max_model_len=mine.context,
         max_num_seqs=mine.batch,
         kv_cache_memory_bytes=a_token,
@@ -146,7 +145,9 @@ def _decoding(
     from vllm import SamplingParams
 
     bare = _bare(pair[0], mine)
-    params = SamplingParams(temperature=TEMPERATURE, max_tokens=tokens, stop_token_ids=mine.ends, detokenize=False)
+    # as many tokens of each request as Salvage takes: a batch that empties sooner has fewer tokens for its steps
+    counts = [c.n_tokens for c in mine.decode(plain, temperature=TEMPERATURE, max_tokens=tokens)]
+    params = [SamplingParams(temperature=TEMPERATURE, max_tokens=n, ignore_eos=True, detokenize=False) for n in counts]
     prompts = [{"prompt_token_ids": r.prompt} for r in plain]
     dense = [replace(r, intervention=Intervention("dense", mix=PATH)) for r in plain]
     watch = [replace(r, intervention=Intervention("sparse", threshold=1e9)) for r in plain]
@@ -224,7 +225,7 @@ def _scoring(
             "salvage on vLLM: signals of both models": score(mine),
             "salvage on transformers: signals": score(theirs),
             "flat_logprobs, top 20, vectorised": lambda: _flat(bare, texts, prompts, k),
-            "prompt_logprobs, top 100, token by token": lambda: _python(bare, texts[few], prompts[few], top, k),
+            "prompt_logprobs as it comes, token by token": lambda: _python(bare, texts[few], prompts[few], top, k),
         }
     )
     ours = rates["salvage on vLLM: signals of both models"]
@@ -232,7 +233,7 @@ def _scoring(
         "signals' time over two forward passes' (1.5 or less)": rates["two forward passes, LM head at every position"]
         / ours,
         "over the prompt_logprobs way (3 on SmolLM2, 10 on the lab)": ours
-        / rates["prompt_logprobs, top 100, token by token"],
+        / rates["prompt_logprobs as it comes, token by token"],
         "over the flat_logprobs way (1 or more)": ours / rates["flat_logprobs, top 20, vectorised"],
         "vLLM over transformers": ours / rates["salvage on transformers: signals"],
     }
@@ -287,10 +288,12 @@ def _flat(bare: list[Any], texts: list[list[int]], prompts: list[list[int]], k: 
 
 
 def _python(bare: list[Any], texts: list[list[int]], prompts: list[list[int]], top: int, k: int) -> int:
-    """The usual way: a dictionary of Logprob objects a token, and method.md's signals in a loop over tokens."""
+    """The usual way: a dictionary of Logprob objects a token, as vLLM gives it unless told otherwise (with the text of
+    each of the 100), and method.md's signals in a loop over tokens.
+    """
     from vllm import SamplingParams
 
-    params = SamplingParams(max_tokens=1, prompt_logprobs=top, detokenize=False, temperature=0.0)
+    params = SamplingParams(max_tokens=1, prompt_logprobs=top, temperature=0.0)
     both = [llm.generate([{"prompt_token_ids": t} for t in texts], params, use_tqdm=False) for llm in bare]
     count = 0
     for spoken, heard, prompt, text in zip(*both, prompts, texts, strict=True):
