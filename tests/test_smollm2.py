@@ -71,4 +71,3 @@ def test_the_packages_model_becomes_a_checkpoint_with_its_logits(
         expected, saved, tuned = (m(ids).logits for m in (packaged, engine.ancestor, engine.specialist))
     torch.testing.assert_close(saved, expected)
     assert not torch.equal(tuned, saved)
-    assert engine.text([int(expected[0, -1].argmax())]).strip() == "2"  # it goes on with 215
