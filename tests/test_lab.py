@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,28 @@ def test_every_trace_fits_the_context() -> None:
 
     drawn = task.expressions(500, random.Random(0), judged=True)
     assert max(len(e) + 2 + len(task.trace(e, s)) for e in drawn for s in task.STYLES) < ancestors.CONTEXT
+
+
+def test_a_step_reads_documents_of_nearly_one_length_and_every_document_is_read() -> None:
+    from salvage.lab import ancestors
+
+    read = list(islice(ancestors.steps_of_documents(random.Random(0)), 2 * ancestors.POOL))
+    unsorted = task.corpus(ancestors.POOL * ancestors.BATCH, random.Random(0))
+    assert sorted(d for step in read[: ancestors.POOL] for d in step) == sorted(unsorted)
+    padded = sum(len(step) * max(map(len, step)) for step in read)
+    assert padded < 1.1 * sum(len(d) for step in read for d in step)
+    assert len({len(step) for step in read}) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen3", "llama"])
+def test_every_weight_of_an_ancestor_has_one_optimizer(family: str) -> None:
+    from salvage.lab import ancestors
+
+    model = ancestors.blank(family)
+    muon, adam = ([id(p) for g in o.param_groups for p in g["params"]] for o in ancestors.optimizers(model))
+    assert sorted(muon + adam) == sorted(id(p) for p in model.parameters())
+    assert len(muon) == 3 * 7  # the layers' matrices
 
 
 @pytest.mark.slow

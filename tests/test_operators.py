@@ -97,5 +97,8 @@ def test_failures_gathers_thresholds_mixes_and_the_problems_order() -> None:
     assert [f.problem_id for f in found] == ["a", "b"]
     # less TIE: a decode that takes a failed rollout's way again meets its very j, rounded
     assert found[1].threshold == 0.5 - TIE and found[0].threshold == 2.0 - TIE and TIE == 1e-3
+    tiny = signals.assign(j=[values / 1000 for values in j])
+    found_tiny = failures({"a": [7], "b": [8]}, rollouts, tiny, features, quantile=0.5)
+    assert found_tiny[1].threshold == 0.5e-3 / 2  # below TIE, and still above the j of most positions
     assert [list(r.mixes) for r in found[1].rollouts] == [[PATH, PATH], [COV, PATH]]
     assert [r.tokens for r in found[1].rollouts] == [[1, 2], [4, 5]]

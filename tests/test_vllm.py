@@ -413,7 +413,7 @@ def test_a_killed_worker_is_told_of_and_a_second_start_goes_on(pair: tuple[Path,
             break
         assert process.poll() is None
         time.sleep(0.1)
-    os.kill(_children("multiprocessing.spawn", process.pid)[0], signal.SIGKILL)
+    os.kill(_workers(process.pid)[0], signal.SIGKILL)
     _, error = process.communicate()
     assert process.returncode == 2
     assert "sample: a worker process died (killed, or out of memory); what is finished is kept: start again" in error
@@ -423,8 +423,9 @@ def test_a_killed_worker_is_told_of_and_a_second_start_goes_on(pair: tuple[Path,
         assert path.read_bytes() == (disturbed / "data/rollouts" / path.name).read_bytes()
 
 
-def _children(named: str, parent: int | None = None) -> list[int]:
+def _workers(parent: int) -> list[int]:
+    """Return the pool's worker processes: copies of the process that imported what they need."""
     import psutil
 
-    some = psutil.Process(parent).children(recursive=True)
-    return [p.pid for p in some if named in " ".join(p.cmdline()) and "resource_tracker" not in " ".join(p.cmdline())]
+    below = [c for child in psutil.Process(parent).children() for c in child.children()]
+    return [p.pid for p in below if "multiprocessing.forkserver" in " ".join(p.cmdline())]

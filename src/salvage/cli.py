@@ -20,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+ENGINES = ("salvage.comparison", "salvage.engine.transformers")  # what workers that run models import
 Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing but results and errors.")]
 
 
@@ -47,7 +48,11 @@ def main() -> None:
         sys.exit(130)
 
 
-def _stage(name: str, quiet: bool) -> None:
+def _stage(name: str, quiet: bool, *modules: str) -> None:
+    from salvage import pool
+
+    if modules:
+        pool.prepare(*modules)  # its workers import these while this process imports MLflow
     from salvage import pipeline, settings, stages
 
     loaded = settings.load()
@@ -63,7 +68,7 @@ def lab(
 ) -> None:
     """Train the lab's micro models, ancestors and specialists."""
     if not family:
-        _stage("lab", quiet)
+        _stage("lab", quiet, "salvage.stages", "salvage.lab.specialists")
         return
     from salvage import settings, smollm2
 
@@ -86,19 +91,19 @@ def problems(quiet: Quiet = False) -> None:
 @app.command()
 def sample(quiet: Quiet = False) -> None:
     """Sample and verify rollouts of every problem."""
-    _stage("sample", quiet)
+    _stage("sample", quiet, *ENGINES)
 
 
 @app.command()
 def featurize(quiet: Quiet = False) -> None:
     """Score failed rollouts with both models; write signals and features."""
-    _stage("featurize", quiet)
+    _stage("featurize", quiet, *ENGINES)
 
 
 @app.command()
 def intervene(quiet: Quiet = False) -> None:
     """Decode every failure again under every operator."""
-    _stage("intervene", quiet)
+    _stage("intervene", quiet, *ENGINES)
 
 
 @app.command()
@@ -295,12 +300,16 @@ def rescue(
     quiet: Quiet = False,
 ) -> None:
     """Solve problems, spending where failures say it pays; without a pair of models, the stage that compares arms."""
+    own = any((specialist, ancestor, cell, problems))
+    if not own:
+        from salvage import pool
+
+        pool.prepare(*ENGINES)
     from salvage import comparison, pipeline, results, settings, solving, tracking
     from salvage.rescue import Budget
 
     loaded = settings.load()
     rows: list[dict[str, Any]] = []
-    own = any((specialist, ancestor, cell, problems))
     values = {"policy": policy, "attempts": attempts, "tokens": tokens, "in-all": in_all, "price": price}
     idle = [f"--{name}" for name, value in values.items() if value]
     if idle and (compare or not own):

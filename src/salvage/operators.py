@@ -75,7 +75,8 @@ def failures(
                 rows["tokens"], rows["junction"], rows["delta_path"], rows["g_cov"], strict=True
             )
         ]
-        threshold = float(np.quantile(np.concatenate(list(rows["j"])), quantile)) - TIE
+        high = float(np.quantile(np.concatenate(list(rows["j"])), quantile))
+        threshold = max(high - TIE, high / 2)  # or it would act at any j where all are tiny
         found.append(Failure(str(problem_id), prompts[str(problem_id)], failed, threshold))
     order = {problem_id: i for i, problem_id in enumerate(prompts)}
     return sorted(found, key=lambda failure: order[failure.problem_id])

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
+from multiprocessing import forkserver, get_context, parent_process
 from multiprocessing.connection import wait
 
 from rich.console import Console
@@ -15,6 +15,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from salvage.engine.choice import gpu
 from salvage.errors import SalvageError
+
+
+def prepare(*modules: str) -> None:
+    """Begin to import what jobs need in a process beside this one, of which workers will be copies.
+
+    Not where a GPU is: CUDA does not survive the copying, and an import may wake it.
+    """
+    if not gpu():
+        forkserver.set_forkserver_preload(list(modules))
+        forkserver.ensure_running()
 
 
 def each(label: str, work: Callable[..., bool], jobs: dict[str, tuple], *, quiet: bool = False) -> int:
@@ -36,7 +46,10 @@ def each(label: str, work: Callable[..., bool], jobs: dict[str, tuple], *, quiet
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with (
         ProcessPoolExecutor(
-            workers, mp_context=get_context("spawn"), initializer=_settle, initargs=(max(1, cores // workers),)
+            workers,
+            mp_context=get_context("spawn" if gpu() else "forkserver"),
+            initializer=_settle,
+            initargs=(max(1, cores // workers),),
         ) as executor,
         bar(quiet) as progress,
     ):

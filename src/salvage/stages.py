@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 import shutil
-import warnings
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -43,7 +42,6 @@ def lab(settings: Settings, *, quiet: bool = False) -> int:
 
 
 def _train(model: LabModel, seed: int, steps: dict[str, int]) -> bool:
-    warnings.filterwarnings("ignore", "TRL currently supports vLLM")  # the lab lets TRL generate without it
     from salvage.lab import ancestors, specialists
 
     ancestor = LabModel(model.family, "ancestor", model.ancestor_seed, model.ancestor_seed).folder
