@@ -34,8 +34,8 @@ screenshots: $(STAMP)
 # read: an index of one's own), pip does. torch is pip's, beside it: from wherever pip is told to look for one's build,
 # with what a GPU build needs in the third step.
 # Compiled at the end on every core, not by pip on one: where nothing may be compiled later, each start would do it again.
-UNUSED := /(tests?|testing|databricks|pip|mypy|fontTools|lexers)/|/openai/(resources|types)/|/vllm/(models|entrypoints)/
-UNUSED := $(UNUSED)|/transformers/models/(?!auto|llama|qwen3/)|/vllm/model_executor/models/.*(vl|moe|mm|omni)
+UNUSED := /(tests?|testing|vllm|databricks|pip|mypy|fontTools|lexers)/|/openai/(resources|types)/
+UNUSED := $(UNUSED)|/transformers/models/(?!auto|llama|qwen3/)
 $(STAMP): requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "make: no python3.11 or python3 on PATH; install Python 3.11" >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \

@@ -20,18 +20,22 @@ from typing import Any
 import transformers
 from datasets import Dataset, disable_progress_bars
 from transformers import AutoModelForCausalLM
-from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+from trl import import_utils
 
 from salvage.engine.base import Request, seed_of
 from salvage.engine.transformers import TransformersEngine
 from salvage.errors import SalvageError
 from salvage.lab import ancestors, task
 
+import_utils.is_vllm_available = lambda *_, **__: False  # TRL would import it, for seconds; nothing here needs it
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer  # noqa: E402
+
 TEMPERATURE = 0.6
 MAX_TOKENS = 64
 BATCH = {"sft": 64, "rft": 64, "dpo": 32, "grpo": 256}
 LEARNING_RATE = {"sft": 1e-3, "rft": 6e-4, "dpo": 1e-4, "grpo": 4e-4}
 DRAWS = 8  # rollouts a problem where a method learns from the ancestor's own
+ASKED = 20  # problems a step, then: enough that most right rollouts or pairs are seen once
 
 
 def train(method: str, seed: int, steps: int, ancestor: Path, folder: Path) -> None:
@@ -82,7 +86,8 @@ def _sft(model: Any, ancestor: Path, seed: int, rng: random.Random, settings: di
 
 
 def _rft(model: Any, ancestor: Path, seed: int, rng: random.Random, settings: dict[str, Any]) -> SFTTrainer:
-    rollouts = _rollouts(ancestor, seed, task.expressions(800, rng, judged=False, distinct=True))
+    asked = task.expressions(ASKED * settings["max_steps"], rng, judged=False, distinct=True)
+    rollouts = _rollouts(ancestor, seed, asked)
     documents = [
         {"prompt": f"{e}:", "completion": text} for e, drawn in rollouts.items() for text in drawn if _right(e, text)
     ]
@@ -92,7 +97,8 @@ def _rft(model: Any, ancestor: Path, seed: int, rng: random.Random, settings: di
 
 
 def _dpo(model: Any, ancestor: Path, seed: int, rng: random.Random, settings: dict[str, Any]) -> DPOTrainer:
-    rollouts = _rollouts(ancestor, seed, task.expressions(1200, rng, judged=False, distinct=True))
+    asked = task.expressions(ASKED * settings["max_steps"], rng, judged=False, distinct=True)
+    rollouts = _rollouts(ancestor, seed, asked)
     pairs = []
     for e, drawn in rollouts.items():
         right, wrong = [t for t in drawn if _right(e, t)], [t for t in drawn if not _right(e, t)]
