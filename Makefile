@@ -33,7 +33,8 @@ screenshots: $(STAMP)
 # Pinned, nothing to resolve. uv unpacks in a fifth of pip's time; where it cannot (settings of pip's that it does not
 # read: an index of one's own), pip does. torch is pip's, beside it: from wherever pip is told to look for one's build,
 # with what a GPU build needs in the third step.
-# Compiled at the end on every core, not by pip on one: where nothing may be compiled later, each start would do it again.
+# What a run imports is compiled at the end on every core, not by pip on one: where nothing may be compiled later, each
+# start would do it again.
 UNUSED := /(tests?|testing|vllm|databricks|pip|mypy|fontTools|lexers)/|/openai/(resources|types)/
 UNUSED := $(UNUSED)|/transformers/models/(?!auto|llama|qwen3/)
 $(STAMP): requirements.lock pyproject.toml
