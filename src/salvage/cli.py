@@ -6,11 +6,14 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from salvage.errors import SalvageError
+
+if TYPE_CHECKING:
+    from salvage.settings import Settings
 
 app = typer.Typer(
     name="salvage",
@@ -20,7 +23,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-ENGINES = ("salvage.comparison", "salvage.engine.transformers")  # what workers that run models import
+PREPARED = dict.fromkeys(  # what the workers of a stage import
+    ("sample", "featurize", "intervene", "rescue"), ("salvage.comparison", "salvage.engine.transformers")
+) | {"lab": ("salvage.stages", "salvage.lab.specialists")}
 Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing but results and errors.")]
 
 
@@ -48,14 +53,20 @@ def main() -> None:
         sys.exit(130)
 
 
-def _stage(name: str, quiet: bool, *modules: str) -> None:
-    from salvage import pool
-
-    if modules:
-        pool.prepare(*modules)  # its workers import these while this process imports MLflow
-    from salvage import pipeline, settings, stages
+def _load(stage: str) -> Settings:
+    """Read params.yaml, and where the stage has several jobs let its workers' imports begin beside this process's."""
+    from salvage import pool, settings
 
     loaded = settings.load()
+    if stage in PREPARED and len(loaded.lab if stage == "lab" else loaded.cells) > 1:
+        pool.prepare(*PREPARED[stage])
+    return loaded
+
+
+def _stage(name: str, quiet: bool) -> None:
+    loaded = _load(name)
+    from salvage import pipeline, stages
+
     work = stages.problem_sets if name == "problems" else getattr(stages, name)
     pipeline.stage(name, lambda: work(loaded, quiet=quiet))
 
@@ -68,7 +79,7 @@ def lab(
 ) -> None:
     """Train the lab's micro models, ancestors and specialists."""
     if not family:
-        _stage("lab", quiet, "salvage.stages", "salvage.lab.specialists")
+        _stage("lab", quiet)
         return
     from salvage import settings, smollm2
 
@@ -91,19 +102,19 @@ def problems(quiet: Quiet = False) -> None:
 @app.command()
 def sample(quiet: Quiet = False) -> None:
     """Sample and verify rollouts of every problem."""
-    _stage("sample", quiet, *ENGINES)
+    _stage("sample", quiet)
 
 
 @app.command()
 def featurize(quiet: Quiet = False) -> None:
     """Score failed rollouts with both models; write signals and features."""
-    _stage("featurize", quiet, *ENGINES)
+    _stage("featurize", quiet)
 
 
 @app.command()
 def intervene(quiet: Quiet = False) -> None:
     """Decode every failure again under every operator."""
-    _stage("intervene", quiet, *ENGINES)
+    _stage("intervene", quiet)
 
 
 @app.command()
@@ -301,14 +312,10 @@ def rescue(
 ) -> None:
     """Solve problems, spending where failures say it pays; without a pair of models, the stage that compares arms."""
     own = any((specialist, ancestor, cell, problems))
-    if not own:
-        from salvage import pool
-
-        pool.prepare(*ENGINES)
-    from salvage import comparison, pipeline, results, settings, solving, tracking
+    loaded = _load("own pair" if own else "rescue")
+    from salvage import comparison, pipeline, results, solving, tracking
     from salvage.rescue import Budget
 
-    loaded = settings.load()
     rows: list[dict[str, Any]] = []
     values = {"policy": policy, "attempts": attempts, "tokens": tokens, "in-all": in_all, "price": price}
     idle = [f"--{name}" for name, value in values.items() if value]

@@ -39,17 +39,14 @@ def each(label: str, work: Callable[..., bool], jobs: dict[str, tuple], *, quiet
         What a job raised as one, or that a worker process died; other jobs keep what they have finished.
     """
     cores = len(os.sched_getaffinity(0))
-    workers = 1 if gpu() else max(1, min(cores, len(jobs)))
+    workers, start = (1, "spawn") if gpu() else (max(1, min(cores, len(jobs))), "forkserver")
     if len(jobs) <= 1:
         return sum(report(label, name, work(*job), quiet) for name, job in jobs.items())
     done = 0
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with (
         ProcessPoolExecutor(
-            workers,
-            mp_context=get_context("spawn" if gpu() else "forkserver"),
-            initializer=_settle,
-            initargs=(max(1, cores // workers),),
+            workers, mp_context=get_context(start), initializer=_settle, initargs=(max(1, cores // workers),)
         ) as executor,
         bar(quiet) as progress,
     ):
