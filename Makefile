@@ -20,6 +20,7 @@ test: $(STAMP)
 
 # A line of log a request costs as much as the answer.
 serve: export UVICORN_ACCESS_LOG := false
+serve: export MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR := false
 serve: $(STAMP)
 	mlflow models serve --model-uri models:/salvage-router@champion --host 127.0.0.1 --port 5001 --env-manager local
 
