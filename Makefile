@@ -1,5 +1,5 @@
 # make run [PROFILE=quick|default|full]   builds .venv and runs the main job
-# make test   builds it and passes the tests     make lint   ruff and mypy
+# make test   builds it and passes the tests     make lint   ruff, mypy, import-linter
 # make screenshots  takes docs/report*.png and docs/trace.png with Chromium
 # make serve  serves the champion on 127.0.0.1   make clean  removes what make made
 PROFILE ?= default
@@ -27,6 +27,7 @@ serve: $(STAMP)
 lint: $(STAMP)
 	ruff check .
 	mypy
+	lint-imports
 
 screenshots: $(STAMP)
 	python tools/screenshots.py

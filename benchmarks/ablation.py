@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from salvage import schema
-from salvage.evaluation import evaluate
-from salvage.profiles import read_profiles
+from salvage.evaluation.protocols import evaluate
+from salvage.tables import schema, vocabulary
+from salvage.tables.profile_files import read_profiles
 
 BUDGETS = (2, 4, 8, 16)
 
@@ -24,14 +24,14 @@ def main(folder: str) -> None:
     profiles = read_profiles(tables / "profiles")
     attempts = schema.read(tables / "attempts", schema.ATTEMPTS)
     facts = schema.read(tables / "facts", schema.FACT_ROWS)
-    shuffled = _shuffled(profiles, schema.FEATURES)
+    shuffled = _shuffled(profiles, vocabulary.FEATURES)
     bare = profiles.assign(n_failed_rollouts=1)
     told = {
         "features and facts": (profiles, facts),
         "facts, features shuffled": (shuffled, facts),
         "features and share failed": (profiles, None),
         "features alone": (bare, None),
-        "neither (the cell alone)": (_shuffled(bare, schema.FEATURES), None),
+        "neither (the cell alone)": (_shuffled(bare, vocabulary.FEATURES), None),
     }
     for name, (table, known) in told.items():
         rows = evaluate(table, attempts, facts=known, policies=("portfolio",), resamples=1000, permutations=2)

@@ -13,9 +13,9 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from salvage import schema
+from salvage.tables import schema, vocabulary
 
-WAYS = [(anchor, continuation) for anchor in schema.ANCHORS for continuation in schema.CONTINUATIONS]
+WAYS = [(anchor, continuation) for anchor in vocabulary.ANCHORS for continuation in vocabulary.CONTINUATIONS]
 
 
 def main(path: str) -> None:
@@ -28,7 +28,7 @@ def main(path: str) -> None:
     attempts = attempts[attempts["cell"].isin(cells)]
     attempts = attempts.assign(cost=attempts["n_tokens"] + attempts["n_ancestor_tokens"])
     grouped = attempts.groupby(["anchor", "continuation", "operator"])[["correct", "cost"]].mean()
-    operators = [*schema.OPERATORS, *schema.CONTROLS]
+    operators = [*vocabulary.OPERATORS, *vocabulary.CONTROLS]
     table = Table(title=f"Rescued, % (model-tokens an attempt), {len(cells)} cells, all failures")
     for name in ("anchor", "continuation", *operators):
         table.add_column(name)

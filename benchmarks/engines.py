@@ -29,12 +29,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from salvage import features, operators, problems, schema, verifiers
 from salvage.engine.base import PATH, Intervention, Request, seed_of
 from salvage.engine.transformers import TransformersEngine
 from salvage.engine.vllm import VllmEngine, _imported
 from salvage.lab import task
-from salvage.stages import lab_table
+from salvage.lab.problems import lab_table
+from salvage.method import features, operators
+from salvage.problems import sets, verifiers
+from salvage.tables import vocabulary
 
 ROUNDS = 3
 TEMPERATURE = 0.6
@@ -74,7 +76,7 @@ def main() -> None:
 def _problems(lab: bool) -> pd.DataFrame:
     if lab:
         return lab_table("bench", task.expressions(150, random.Random(0), judged=True, distinct=True))
-    return problems.from_reasoning_gym("chain_sum", 32, 1)
+    return sets.from_reasoning_gym("chain_sum", 32, 1)
 
 
 def _machine() -> dict[str, Any]:
@@ -345,8 +347,8 @@ def _parity(mine: VllmEngine, theirs: TransformersEngine, table: pd.DataFrame, t
     settings = {"alpha": 0.7, "warmup": 2, "local_temperatures": [1.0, 1.5, 2.0], "dense_decode": "sample"}
     figures: dict[str, Any] = {"failures": len(found)}
     print(f"\nparity on {len(found)} failures: tokens equal, greedy; sampled; rescue rates and 95% intervals")
-    for operator in schema.OPERATORS + schema.CONTROLS:
-        for anchor in schema.ANCHORS:
+    for operator in vocabulary.OPERATORS + vocabulary.CONTROLS:
+        for anchor in vocabulary.ANCHORS:
             entry = {}
             for continuation, attempts in (("greedy", 1), ("temperature", 6)):
                 some = [

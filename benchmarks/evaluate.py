@@ -10,9 +10,9 @@ import time
 import numpy as np
 import pandas as pd
 
-from salvage.evaluation import BASELINES, evaluate
-from salvage.resampling import bootstrap
-from salvage.schema import FEATURES, OPERATORS
+from salvage.evaluation.protocols import BASELINES, evaluate
+from salvage.evaluation.resampling import bootstrap
+from salvage.tables.vocabulary import FEATURES, OPERATORS
 
 FAILURES, CELLS, ATTEMPTS, RESAMPLES = 10_000, 16, 12, 10_000
 

@@ -7,9 +7,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from salvage import schema
-from salvage.evaluation import with_facts
-from salvage.profiles import make_profiles, read_profiles
+from salvage.method.facts import with_facts
+from salvage.method.profiles import made_by, make_profiles
+from salvage.tables import schema
+from salvage.tables.profile_files import read_profiles
+from salvage.tables.vocabulary import OPERATORS
 
 FULL = Path(__file__).parents[1] / "data/full"
 
@@ -42,7 +44,8 @@ def test_twelve_attempts_an_operator_twice_as_many_retries_and_every_anchor_side
     tables: tuple[pd.DataFrame, ...],
 ) -> None:
     attempts = tables[2]
-    default = attempts.query("anchor == 'online' and continuation == 'temperature' and operator in @schema.OPERATORS")
+    mine = made_by(attempts, "online", "temperature")
+    default = mine[mine["operator"].isin(OPERATORS)]
     sizes = default.groupby(["cell", "problem_id", "operator"]).size()
     assert (sizes.drop("retry", level="operator") == 12).all() and (sizes.xs("retry", level="operator") == 24).all()
     ways = attempts.groupby("cell")[["anchor", "continuation"]].apply(lambda rows: len(rows.drop_duplicates()))

@@ -13,7 +13,7 @@ import typer
 from salvage.errors import SalvageError
 
 if TYPE_CHECKING:
-    from salvage.settings import Settings
+    from salvage.project.settings import Settings
 
 app = typer.Typer(
     name="salvage",
@@ -24,8 +24,8 @@ app = typer.Typer(
 )
 
 PREPARED = dict.fromkeys(  # what the workers of a stage import
-    ("sample", "featurize", "intervene", "rescue"), ("salvage.comparison", "salvage.engine.transformers")
-) | {"lab": ("salvage.stages", "salvage.lab.specialists")}
+    ("sample", "featurize", "intervene", "rescue"), ("salvage.rescue.comparison", "salvage.engine.transformers")
+) | {"lab": ("salvage.pipeline.stages", "salvage.lab.specialists")}
 Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing but results and errors.")]
 
 
@@ -55,7 +55,7 @@ def main() -> None:
 
 def _load(stage: str) -> Settings:
     """Read params.yaml, and where the stage has several jobs let its workers' imports begin beside this process's."""
-    from salvage import pool, settings
+    from salvage.project import pool, settings
 
     loaded = settings.load()
     if stage in PREPARED and len(loaded.lab if stage == "lab" else loaded.cells) > 1:
@@ -65,10 +65,11 @@ def _load(stage: str) -> Settings:
 
 def _stage(name: str, quiet: bool) -> None:
     loaded = _load(name)
-    from salvage import pipeline, stages
+    from salvage.pipeline import stages
+    from salvage.pipeline.run import stage
 
     work = stages.problem_sets if name == "problems" else getattr(stages, name)
-    pipeline.stage(name, lambda: work(loaded, quiet=quiet))
+    stage(name, lambda: work(loaded, quiet=quiet))
 
 
 @app.command()
@@ -81,7 +82,8 @@ def lab(
     if not family:
         _stage("lab", quiet)
         return
-    from salvage import settings, smollm2
+    from salvage.lab import smollm2
+    from salvage.project import settings
 
     if family != "smollm2":
         raise SalvageError(f"--family {family!r} is not known; the only one is smollm2, the others are params.yaml's")
@@ -132,7 +134,7 @@ def route(
     out: Annotated[str, typer.Option(help="Write the answers here as CSV instead of printing them.")] = "",
 ) -> None:
     """Say for every failure which operator to spend the next tokens on."""
-    from salvage import answers
+    from salvage.serving import answers
 
     if model and reference:
         raise SalvageError("--reference and --model were both given; choose one")
@@ -140,7 +142,8 @@ def route(
     if model:
         if no_fallback:
             raise SalvageError("--no-fallback does not go with --model: a registered rule is frozen; leave one out")
-        from salvage import registry, tracking
+        from salvage.project import tracking
+        from salvage.serving import registry
 
         tracking.connect()
         told = answers.answer_fitted(registry.load(model), table, profiles)
@@ -156,7 +159,7 @@ def _tell(routed: Any, out: str) -> None:
     if out:
         routed.to_csv(out, index=False)
         return
-    from salvage import report
+    from salvage.reports import report
 
     report.show_table(report.answer_table(routed))
 
@@ -177,7 +180,11 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Compare policies and their baselines, by both protocols, with intervals."""
-    from salvage import pipeline, report, results, settings
+    from salvage.pipeline import results
+    from salvage.pipeline.run import stage
+    from salvage.project import settings
+    from salvage.reports import report
+    from salvage.tables import files
 
     loaded = settings.load()
     chosen: dict[str, Any] = {name: value for name, value in (("folds", folds), ("repeats", repeats)) if value}
@@ -190,18 +197,18 @@ def evaluate(
     elif attempts or facts:
         raise SalvageError("--attempts and --facts go with --profiles; give the profiles that they belong to")
     else:
-        from salvage import tracking
+        from salvage.project import tracking
 
         def work() -> None:
             tables = (results.PROFILES, results.ATTEMPTS, results.FACTS)
             rows.extend(results.evaluate(loaded, *tables, **chosen))
-            results.write_json(Path(json or results.EVALUATION), rows)
+            files.write_json(Path(json or results.EVALUATION), rows)
             tracking.log_metrics(results.metrics(rows))
 
-        pipeline.stage("evaluate", work)
+        stage("evaluate", work)
         quiet |= tracking.PARENT in os.environ  # the main job shows the table itself, last
     if json and profiles:
-        results.write_json(Path(json), rows)
+        files.write_json(Path(json), rows)
     if csv:
         results.write_csv(Path(csv), rows)
     if not quiet:
@@ -215,7 +222,9 @@ def register(
     quiet: Quiet = False,
 ) -> None:
     """Register a fitted policy as salvage-router: the champion where it beats the one before, else the challenger."""
-    from salvage import pipeline, results, settings
+    from salvage.pipeline import results
+    from salvage.pipeline.run import stage
+    from salvage.project import settings
 
     loaded = settings.load()
 
@@ -224,7 +233,7 @@ def register(
         if not quiet:
             print(f"register: {told}")
 
-    pipeline.stage("register", work)
+    stage("register", work)
 
 
 Profiles = Annotated[str, typer.Option(help="A profiles table; the default is the study's, see params.yaml.")]
@@ -263,30 +272,35 @@ def methods(
 
 
 def _study(name: str, given: list[str], trials: int, json: str, quiet: bool) -> None:
-    from salvage import pipeline, results, settings, studies, study_report, tracking
+    from salvage.pipeline import results
+    from salvage.pipeline.run import stage
+    from salvage.project import settings, tracking
+    from salvage.reports import study_report
+    from salvage.studies import study
+    from salvage.tables import files
 
     loaded = settings.load()
-    work = getattr(studies, name)
+    work = getattr(study, name)
     trials = trials or loaded["study"]["trials"]
     if given[0]:
         paths = [Path(table) if table else None for table in given[1:]]
-        told = work(loaded, studies.Tables(Path(given[0]), *paths), trials, quiet=quiet).told
+        told = work(loaded, study.Tables(Path(given[0]), *paths), trials, quiet=quiet).told
         if json:
-            results.write_json(Path(json), told)
+            files.write_json(Path(json), told)
     elif any(given):
         raise SalvageError("tables go with --profiles; give the profiles that they belong to")
     else:
-        findings: list[studies.Findings] = []
+        findings: list[study.Findings] = []
 
-        def stage() -> None:
-            tables = studies.Tables.of(loaded)
+        def studied() -> None:
+            tables = study.Tables.of(loaded)
             findings.append(work(loaded, tables, trials, quiet=quiet))
-            out = Path(json) if json else {"regimes": studies.REGIMES, "methods": studies.METHODS}[name]
-            kept = studies.keep(findings[0], out, tables)
+            out = Path(json) if json else {"regimes": study.REGIMES, "methods": study.METHODS}[name]
+            kept = results.keep(findings[0], out, tables)
             if not quiet:
                 print(f"{name}: {kept}")
 
-        pipeline.stage(name, stage)
+        stage(name, studied)
         told = findings[0].told
     if not quiet and tracking.PARENT not in os.environ:
         study_report.show(told)
@@ -313,8 +327,11 @@ def rescue(
     """Solve problems, spending where failures say it pays; without a pair of models, the stage that compares arms."""
     own = any((specialist, ancestor, cell, problems))
     loaded = _load("own pair" if own else "rescue")
-    from salvage import comparison, pipeline, results, solving, tracking
-    from salvage.rescue import Budget
+    from salvage.pipeline.run import stage
+    from salvage.project import tracking
+    from salvage.rescue import comparison, solving
+    from salvage.rescue.loop import Budget
+    from salvage.tables import files
 
     rows: list[dict[str, Any]] = []
     values = {"policy": policy, "attempts": attempts, "tokens": tokens, "in-all": in_all, "price": price}
@@ -329,7 +346,7 @@ def rescue(
     if not own:
         if compare:
             loaded.raw["rescue"]["arms"] = compare.split(",")
-        pipeline.stage("rescue", lambda: rows.extend(solving.compare_stage(loaded, quiet=quiet)))
+        stage("rescue", lambda: rows.extend(solving.compare_stage(loaded, quiet=quiet)))
     else:
         if attempts and tokens:
             raise SalvageError("--attempts and --tokens were both given; choose one")
@@ -342,7 +359,7 @@ def rescue(
                 sys.exit(bool(lost))
             rows = solving.compare(loaded, mine, table, compare.split(","), quiet=quiet)
     if json:
-        results.write_json(Path(json), rows)
+        files.write_json(Path(json), rows)
     if rows and not quiet and tracking.PARENT not in os.environ:
         solving.show(rows)
 
@@ -357,8 +374,8 @@ def show(
     """Print a failed rollout: its tokens shaded by j, the junction, what was tried and what came of it."""
     from rich.console import Console
 
-    from salvage import settings
-    from salvage import show as showing
+    from salvage.project import settings
+    from salvage.reports import show as showing
 
     if outcomes:
         told = showing.from_outcomes(Path(outcomes), problem)
@@ -371,7 +388,9 @@ def show(
 @app.command()
 def report(quiet: Quiet = False) -> None:
     """Draw the pictures and write the page of them."""
-    from salvage import pipeline, results, settings, tracking
+    from salvage.pipeline import results
+    from salvage.pipeline.run import stage
+    from salvage.project import settings, tracking
 
     def work() -> None:
         results.report(settings.load())
@@ -379,7 +398,7 @@ def report(quiet: Quiet = False) -> None:
         if not quiet:
             print(f"report: {results.REPORT}/index.html")
 
-    pipeline.stage("report", work)
+    stage("report", work)
 
 
 @app.command()
@@ -392,9 +411,10 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Do the main job: every stage that is not up to date, ending in a registered champion."""
-    from salvage import pipeline
 
-    pipeline.run(profile or None, specialist or None, ancestor or None, problems or None, engine or None, quiet=quiet)
+    from salvage.pipeline.run import run as whole
+
+    whole(profile or None, specialist or None, ancestor or None, problems or None, engine or None, quiet=quiet)
 
 
 @app.command("import-rollouts")
@@ -409,8 +429,9 @@ def import_rollouts(
     problems_out: Annotated[str, typer.Option(help="Write a harness file's own problems here (Parquet).")] = "",
 ) -> None:
     """Turn rollouts that exist already into a rollouts table."""
-    from salvage import importing, schema
-    from salvage import problems as problem_sets
+    from salvage.problems import importing
+    from salvage.problems import sets as problem_sets
+    from salvage.tables import schema
 
     loaded = problem_sets.load(problems) if problems else None
     encode = _encoder(tokenizer) if tokenizer else None
@@ -430,7 +451,7 @@ def import_profiles(
     quiet: Quiet = False,
 ) -> None:
     """Check profiles from elsewhere and write them as a table; or the pipeline's own as a CSV."""
-    from salvage import profile_files
+    from salvage.tables import profile_files
 
     table = profile_files.fetch_profiles(source)
     profile_files.write_profiles(table, out)

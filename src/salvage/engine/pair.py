@@ -28,7 +28,7 @@ from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as Logits
 
 from salvage.engine.signals import token_signals
 from salvage.engine.steering import Plan, choose, uniforms
-from salvage.schema import SIGNALS
+from salvage.tables.vocabulary import SIGNALS
 
 EXTENSION = f"{__name__}.Extension"
 STEERING = f"{__name__}:Steering"

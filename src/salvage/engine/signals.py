@@ -1,4 +1,4 @@
-"""The per-token signals of method.md on tensors: the twin of `salvage.signals`, for where the logits are born.
+"""The per-token signals of method.md on tensors: the twin of `salvage.method.signals`, for where the logits are born.
 
 A test holds the two equal. This one exists because moving a vocabulary of logits a token off the device to numpy
 costs more than computing them.

@@ -24,11 +24,12 @@ from huggingface_hub import snapshot_download
 from safetensors import safe_open
 
 from salvage.engine.base import Completion, Request
-from salvage.engine.choice import chosen, gpu
+from salvage.engine.choice import chosen
 from salvage.engine.speaker import Speaker
 from salvage.engine.steering import Plan
 from salvage.errors import SalvageError
-from salvage.schema import SIGNALS
+from salvage.project.machine import gpu
+from salvage.tables.vocabulary import SIGNALS
 
 _T = TypeVar("_T")
 _BLOCK = 128  # tokens; vLLM's on a CPU

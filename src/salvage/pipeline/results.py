@@ -1,0 +1,209 @@
+"""The last stages, from profiles to what is shown and served: evaluate, register, report."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from salvage.errors import SalvageError
+from salvage.project.settings import Settings
+from salvage.studies import study
+from salvage.studies.study import Findings, Tables
+from salvage.tables import schema
+from salvage.tables.files import write_json, write_text
+
+if TYPE_CHECKING:
+    from salvage.method.profiles import Tallies
+
+PROFILES = Path("data/profiles")
+ATTEMPTS = Path("data/attempts")
+FACTS = Path("data/facts")
+EVALUATION = Path("metrics/evaluate.json")
+REGISTERED = Path("metrics/register.json")
+REPORT = Path("report")
+
+
+def evaluate(
+    settings: Settings, profiles: Path, attempts: Path | None, facts: Path | None, **chosen: Any
+) -> list[dict[str, Any]]:
+    """Evaluate policies and their baselines on a profiles table; `chosen` overrides what params.yaml has."""
+    from salvage.evaluation import protocols
+    from salvage.tables.profile_files import read_profiles
+
+    table = read_profiles(profiles)
+    tried = schema.read(attempts, schema.ATTEMPTS) if attempts else None
+    known = schema.read(facts, schema.FACT_ROWS) if facts else None
+    values = {name: settings["intervene"][name] for name in ("anchor", "continuation")}
+    values |= {"seed": settings.seed, **settings["evaluate"], **chosen}
+    return protocols.evaluate(table, tried, facts=known, **values)
+
+
+def register(settings: Settings, policy: str = "", *, force: bool = False) -> str:
+    """Fit a policy on the pipeline's tables and register it, as champion where the gate lets it through.
+
+    Parameters
+    ----------
+    policy : str
+        Instead of the one in params.yaml, which alone is also written to metrics/register.json.
+    force : bool
+        Make it the champion whatever the gate says; the version is tagged so.
+
+    Returns
+    -------
+    str
+        What became of it and why.
+    """
+    from salvage.evaluation.gate import judge
+    from salvage.policies.fitted import Fitted
+    from salvage.serving import registry
+    from salvage.tables.vocabulary import OPERATORS
+
+    name = policy or settings["register"]["policy"]
+    failures, tallies = _to_learn_from(settings)
+    tuning = {"trials": settings["evaluate"]["trials"], "seed": settings.seed} if name == "learned" else {}
+    fitted = Fitted.fit(name, failures, tallies, OPERATORS, **tuning)
+    champion = registry.champion()
+    tags: dict[str, Any] = {"failures": len(failures), "cells": failures["cell"].nunique()}
+    if champion is None:
+        alias, why = "champion", "there was none before it"
+    else:
+        resamples = settings["evaluate"]["resamples"]
+        verdict = judge(name, champion, failures, tallies, seed=settings.seed, resamples=resamples, **tuning)
+        tags |= verdict.tags() | {"gate.champion": champion.name, "forced": force and not verdict.better}
+        alias = "champion" if verdict.better or force else "challenger"
+        why = f"against the champion ({champion.name}) {verdict}"
+        if not verdict.better:
+            why = f"forced, though {why}" if force else f"{why}. No gain with an interval above zero; --force overrules"
+    version = registry.register(fitted, alias, tags)
+    if not policy:
+        frozen = fitted.to_dict()
+        write_json(REGISTERED, {key: frozen[key] for key in ("policy", "version", "fallback", "reference")})
+    return f"{name} is version {version} of {registry.NAME}, {alias}: {why}"
+
+
+def _to_learn_from(settings: Settings) -> tuple[pd.DataFrame, Tallies]:
+    from salvage.method.facts import with_facts
+    from salvage.method.profiles import made_by, tally
+
+    failures = with_facts(schema.read(PROFILES, schema.PROFILES), schema.read(FACTS, schema.FACT_ROWS))
+    values = settings["intervene"]
+    mine = made_by(schema.read(ATTEMPTS, schema.ATTEMPTS), values["anchor"], values["continuation"])
+    return failures, tally(failures, mine)[0]
+
+
+def ensure_registered(settings: Settings) -> bool:
+    """Register again where DVC saw nothing to do but the tracking store lacks it (a fresh clone, another store).
+
+    Returns
+    -------
+    bool
+        Whether it had to.
+    """
+    from salvage.serving import registry
+
+    if json.loads(REGISTERED.read_text())["version"] in registry.versions():
+        return False
+    print(f"register: {register(settings)}")
+    return True
+
+
+def report(settings: Settings) -> None:
+    """Draw the pictures of the pipeline's results and of the studies' into report/, and write the page of them."""
+    from salvage.policies.rule import Rule
+    from salvage.reports import page, study_report
+    from salvage.reports.report import arm_curves, budget_curves, panel, rescue_bars
+
+    profiles, rows, tables = schema.read(PROFILES, schema.PROFILES), saved_rows(), study.Tables.of(settings)
+    routed = Rule.fit(profiles).route(profiles)
+    REPORT.mkdir(exist_ok=True)
+    for old in REPORT.glob("*.svg"):  # the page shows those that are there
+        old.unlink()
+    panel(profiles, routed, REPORT / "failures.png")
+    rescue_bars(rows, REPORT / "rescue.png")
+    budget_curves(rows, REPORT / "budgets.png")
+    told: dict[str, Any] = {}
+    for path in filter(Path.exists, (study.REGIMES, study.METHODS)):
+        told[path.stem] = _saved(path, f"salvage {path.stem}")
+        study_report.pictures(told[path.stem], schema.read(tables.profiles, schema.PROFILES), REPORT)
+    if page.RESCUE.exists():
+        told["rescue"] = _saved(page.RESCUE, "salvage rescue")
+        if told["rescue"]:  # none where no cell has held-out problems
+            arm_curves(told["rescue"], REPORT / "arms.png")
+    if page.VIEWS.exists():
+        told["views"] = _saved(page.VIEWS, "salvage rescue")
+    names = ("problems", "rollouts", "signals", "features", "attempts", "profiles", "facts")
+    studied = [path for path in (tables.attempts, tables.features, tables.profiles, tables.facts) if path]
+    hashed = list(dict.fromkeys([*(Path("data") / name for name in names), *studied]))
+    shown = page.Contents(settings.profile, settings.seed, profiles, routed, rows, REPORT, hashed, **told)
+    page.write(REPORT / "index.html", shown)
+
+
+def saved_rows() -> list[dict[str, Any]]:
+    """Return what the evaluate stage wrote."""
+    rows: list[dict[str, Any]] = _saved(EVALUATION, "salvage evaluate")
+    return rows
+
+
+def _saved(path: Path, made_by: str) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        raise SalvageError(f"{path} is missing or not JSON; run {made_by} first") from None
+
+
+def metrics(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Name the rescue rates of all cells together, as `scope/protocol/policy/k1`, or `.../budget8`."""
+    return {
+        f"{row['scope']}/{row['protocol']}/{row['policy']}/{_spending(row)}": float(row["rescue"])
+        for row in rows
+        if row["cell"] == "all" and row["rescue"] is not None
+    }
+
+
+def _spending(row: dict[str, Any]) -> str:
+    return f"k{row['k']}" if row["budget"] is None else f"budget{row['budget']}"
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the rows as CSV."""
+    write_text(path, pd.DataFrame(rows).to_csv(index=False))
+
+
+def keep(findings: Findings, out: Path, tables: Tables) -> str:
+    """Write a study's figures, log its trials and pictures to the open run, register its classifier; say what became.
+
+    Returns
+    -------
+    str
+        One line for the user.
+    """
+    from salvage.project import tracking
+    from salvage.reports import study_report
+    from salvage.serving import registry
+    from salvage.tables.files import write_json
+
+    write_json(out, findings.told)
+    tracking.log_trials(findings.trials)
+    tracking.log_metrics(headlines(findings.told))
+    with tempfile.TemporaryDirectory() as folder:
+        study_report.pictures(findings.told, findings.table, Path(folder))
+        tracking.log_pictures(Path(folder))
+    paths = [path for path in (tables.profiles, tables.attempts, tables.facts, tables.features) if path]
+    data = {f"data.{path.name}": tracking.dvc_hash(path) for path in paths}
+    tags = data | {name: f"{value:.4f}" for name, value in headlines(findings.told).items()}
+    version = registry.register_classifier(findings.classifier, findings.frozen, study_report.card(findings.told), tags)
+    return f"version {version} of {registry.CLASSIFIERS[findings.frozen['study']]}, champion"
+
+
+def headlines(told: dict[str, Any]) -> dict[str, float]:
+    """Return a study's few figures that MLflow shows first."""
+    if "regimes" in told:
+        first = next(row for row in told["regimes"] if row["measure"] == "macro_auc")
+        stable = [row["value"] for row in told["clusters"] if row.get("chosen")]
+        return {"macro_auc": first["value"], "clusters_adjusted_rand": min(stable)}
+    rows = [row for row in told["methods"] if row["measure"] == "accuracy" and row["way"] == "bag"]
+    return {f"accuracy.{row['split']}.bag{row['bag']}".replace(" ", "_"): row["value"] for row in rows}

@@ -1,0 +1,337 @@
+"""The stages that run models, over all cells of params.yaml: lab, problems, sample, featurize, intervene, profile.
+
+Each reads and writes tables under data/, one file a cell, and does nothing for a cell whose table is up to date.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from salvage.engine.base import Request, seed_of
+from salvage.engine.choice import chosen
+from salvage.engine.opening import admit, engine_mark, open_engine
+from salvage.errors import SalvageError
+from salvage.lab.problems import lab_problems
+from salvage.method import facts, features, operators, profiles
+from salvage.problems import sets, verifiers
+from salvage.project.pool import each
+from salvage.project.settings import DATA, LAB_PROBLEMS, MODELS, Cell, LabModel, Settings, problem_file
+from salvage.tables import schema, shards, vocabulary
+
+LAB = ["lab/task.py", "lab/ancestors.py", "lab/specialists.py"]  # what a lab model is made by
+SHARD = 200  # problems a shard: enough for full batches, few enough to lose little
+
+
+# ------------------------------------------------------------------ lab, problems
+
+
+def lab(settings: Settings, *, quiet: bool = False) -> int:
+    """Train the lab's models, ancestors first; return how many were trained."""
+    steps = settings.profile_values["lab"].get("steps", {})
+    trained = 0
+    for ancestors in (True, False):
+        models = [m for m in settings.lab if (m.method == "ancestor") == ancestors]
+        trained += each("lab", _train, {m.name: (m, settings.seed, steps) for m in models}, quiet=quiet)
+    MODELS.mkdir(parents=True, exist_ok=True)  # also where only one's own pairs run: DVC looks for it
+    _drop_others(MODELS, {m.name for m in settings.lab})
+    return trained
+
+
+def _train(model: LabModel, seed: int, steps: dict[str, int]) -> bool:
+    from salvage.lab import ancestors, specialists
+
+    ancestor = LabModel(model.family, "ancestor", model.ancestor_seed, model.ancestor_seed).folder
+    made_from = [] if model.method == "ancestor" else [ancestor]
+    count = steps[model.family if model.method == "ancestor" else model.method]
+    mark = shards.fingerprint(model.name, seed, count, files=made_from, code=LAB)
+    own_seed = seed_of(seed, model.family, model.seed) % 2**31
+
+    def train(folder: Path) -> None:
+        if model.method == "ancestor":
+            ancestors.train(model.family, own_seed, count, folder)
+        else:
+            specialists.train(model.method, own_seed, count, ancestor, folder)
+
+    return shards.folder_once(model.folder, mark, train)
+
+
+def problem_sets(settings: Settings, *, quiet: bool = False) -> int:
+    """Write the problem set of every cell; return how many there are."""
+    specs = dict.fromkeys(cell.problems for cell in settings.cells)
+    for spec in specs:
+        table = (
+            lab_problems(settings.profile_values["problems"], settings.seed)
+            if spec == LAB_PROBLEMS
+            else sets.load(spec)
+        )
+        schema.write(table, schema.PROBLEMS, problem_file(spec))
+        if not quiet:
+            print(f"problems: {spec}: {len(table)} problems", flush=True)
+    _drop_others(DATA / "problems", {problem_file(spec).name for spec in specs})
+    return len(specs)
+
+
+# ------------------------------------------------------------------ sample
+
+
+def sample(settings: Settings, *, quiet: bool = False) -> int:
+    """Sample and verify K rollouts a problem in every cell; return in how many cells there was work."""
+    return _each_cell("sample", _sample, settings, ["rollouts"], quiet)
+
+
+def _sample(cell: Cell, settings: Settings) -> bool:
+    values = settings["sample"]
+    if cell.rollouts:
+        return _take_imported(cell)
+    table = schema.read(problem_file(cell.problems), schema.PROBLEMS)
+    mark = shards.fingerprint(
+        cell.name,
+        settings.seed,
+        values,
+        engine_mark(cell, settings),
+        files=[Path(cell.specialist), problem_file(cell.problems)],
+        code=["engine", "problems/verifiers.py", "lab/task.py"],
+    )
+    path = DATA / "rollouts" / cell.file
+    if schema.fingerprint(path) == mark:
+        return False
+    with closing(open_engine(cell, settings, ancestor=False)) as engine:
+        admit(table, engine, values["max_tokens"], cell.problems)
+
+        def make(rows: pd.DataFrame) -> pd.DataFrame:
+            keys = [(p, k) for p in rows["problem_id"] for k in range(values["rollouts"])]
+            seeds = [seed_of(settings.seed, cell.name, p, "sample", k) for p, k in keys]
+            prompts = dict(zip(rows["problem_id"], map(engine.encode, rows["prompt"]), strict=True))
+            done = engine.decode(
+                [Request(prompts[p], s) for (p, _), s in zip(keys, seeds, strict=True)],
+                temperature=values["temperature"],
+                max_tokens=values["max_tokens"],
+            )
+            texts = [engine.text(c.tokens) for c in done]
+            return pd.DataFrame(
+                {
+                    "cell": cell.name,
+                    "problem_id": [p for p, _ in keys],
+                    "rollout": [k for _, k in keys],
+                    "tokens": [c.tokens for c in done],
+                    "text": texts,
+                    "correct": verifiers.verify(table, [p for p, _ in keys], texts),
+                    "n_tokens": [c.n_tokens for c in done],
+                    "seed": seeds,
+                }
+            )
+
+        return shards.build(path, schema.ROLLOUTS, mark, _pieces(table), make)
+
+
+def _take_imported(cell: Cell) -> bool:
+    """Take rollouts that exist already instead of sampling."""
+    source, path = Path(cell.rollouts), DATA / "rollouts" / cell.file
+    known = set(schema.read(problem_file(cell.problems), schema.PROBLEMS)["problem_id"])
+    rows = schema.read(source, schema.ROLLOUTS)
+    strangers = ~rows["problem_id"].isin(known)
+    if strangers.any():
+        row = int(strangers.to_numpy().argmax())
+        raise SalvageError(
+            f"{source}: row {row}: problem {rows['problem_id'].iloc[row]!r} is not in {cell.problems}; "
+            "import the rollouts with the cell's own problems"
+        )
+    mark = shards.fingerprint(cell.name, files=[source])
+    return shards.build(path, schema.ROLLOUTS, mark, [rows], lambda some: some.assign(cell=cell.name))
+
+
+# ------------------------------------------------------------------ featurize
+
+
+def featurize(settings: Settings, *, quiet: bool = False) -> int:
+    """Score every failed rollout with both models and write its signals and features."""
+    return _each_cell("featurize", _featurize, settings, ["signals", "features"], quiet)
+
+
+def _featurize(cell: Cell, settings: Settings) -> bool:
+    values, temperature = settings["featurize"], settings["sample"]["temperature"]
+    source = DATA / "rollouts" / cell.file
+    files = [source, problem_file(cell.problems), Path(cell.specialist), Path(cell.ancestor)]
+    about = [values, temperature, engine_mark(cell, settings)]
+    mark = shards.fingerprint(about, files=files, code=["engine", "method/features.py"])
+    path, features_path = DATA / "signals" / cell.file, DATA / "features" / cell.file
+    if schema.fingerprint(path) == schema.fingerprint(features_path) == mark:
+        return False
+    table = schema.read(problem_file(cell.problems), schema.PROBLEMS).set_index("problem_id")
+    failed = schema.read(source, schema.ROLLOUTS).query("not correct")
+    if failed.empty:
+        raise SalvageError(f"{source}: cell {cell.name!r} has no failed rollout; give it harder problems or drop it")
+    with closing(open_engine(cell, settings, ancestor=True)) as engine:
+
+        def make(rows: pd.DataFrame) -> pd.DataFrame:
+            signals = engine.signals(
+                [engine.encode(table.loc[p, "prompt"]) for p in rows["problem_id"]],
+                [list(map(int, t)) for t in rows["tokens"]],
+                temperature=temperature,
+                top_k_cov=values["top_k_cov"],
+            )
+            columns = {name: [s[name].astype("float32") for s in signals] for name in vocabulary.SIGNALS}
+            return pd.DataFrame({**{k: rows[k].to_numpy() for k in ("cell", "problem_id", "rollout")}, **columns})
+
+        worked = shards.build(path, schema.SIGNAL_ROWS, mark, _pieces(failed, 10 * SHARD), make)
+        scored = features.rollout_features(schema.read(path, schema.SIGNAL_ROWS), values["window"])
+        schema.write(scored, schema.FEATURE_ROWS, features_path, mark)
+        return worked
+
+
+# ------------------------------------------------------------------ intervene
+
+
+def intervene(settings: Settings, *, quiet: bool = False) -> int:
+    """Decode every failure again under every operator, verify, and write the attempts with what they cost."""
+    return _each_cell("intervene", _intervene, settings, ["attempts"], quiet)
+
+
+def _combinations(cell: Cell, settings: Settings) -> list[tuple[str, str, str, int]]:
+    """List (operator, anchor, continuation, attempts); the first seed of a method may get all of them side by side."""
+    values, profile = settings["intervene"], settings.profile_values
+    default = (values["anchor"], values["continuation"])
+    wanted = [("retry", *default, profile["retries"])]
+    wanted += [(operator, *default, profile["attempts"]) for operator in vocabulary.INTERVENTIONS]
+    if profile["side_by_side"] and cell.seed == 0:
+        for anchor in vocabulary.ANCHORS:
+            for continuation in vocabulary.CONTINUATIONS:
+                names = (
+                    vocabulary.CONTROLS
+                    if (anchor, continuation) == default
+                    else vocabulary.OPERATORS + vocabulary.CONTROLS
+                )
+                wanted += [(operator, anchor, continuation, profile["side_by_side"]) for operator in names]
+    return wanted
+
+
+def _intervene(cell: Cell, settings: Settings) -> bool:
+    values, sampling = settings["intervene"], settings["sample"]
+    wanted = _combinations(cell, settings)
+    sources = [DATA / name / cell.file for name in ("rollouts", "signals", "features")]
+    mark = shards.fingerprint(
+        cell.name,
+        settings.seed,
+        values,
+        sampling,
+        wanted,
+        settings["featurize"]["top_k_cov"],
+        engine_mark(cell, settings),
+        files=[*sources, problem_file(cell.problems), Path(cell.specialist), Path(cell.ancestor)],
+        code=["engine", "method/operators.py", "problems/verifiers.py", "lab/task.py"],
+    )
+    path = DATA / "attempts" / cell.file
+    if schema.fingerprint(path) == mark:
+        return False
+    with closing(open_engine(cell, settings, ancestor=True)) as engine:
+        table = schema.read(problem_file(cell.problems), schema.PROBLEMS)
+        prompts = dict(zip(table["problem_id"], map(engine.encode, table["prompt"]), strict=True))
+        rollouts, signals, scored = (
+            schema.read(source, kind)
+            for source, kind in zip(sources, (schema.ROLLOUTS, schema.SIGNAL_ROWS, schema.FEATURE_ROWS), strict=True)
+        )
+        found = operators.failures(prompts, rollouts, signals, scored, values["quantile"])
+        junctions = {f.problem_id: [r.junction for r in f.rollouts] for f in found}
+
+        def make(some: list[operators.Failure]) -> pd.DataFrame:
+            keys = [
+                (failure, operator, anchor, continuation, attempt)
+                for failure in some
+                for operator, anchor, continuation, attempts in wanted
+                for attempt in range(attempts)
+            ]
+            donors = {f.problem_id: [j for p, js in junctions.items() if p != f.problem_id for j in js] for f in some}
+            requests = [
+                operators.request(
+                    failure,
+                    operator,
+                    attempt,
+                    cell=cell.name,
+                    anchor=anchor,
+                    continuation=continuation,
+                    donors=donors[failure.problem_id],
+                    seed=settings.seed,
+                    settings=values,
+                )
+                for failure, operator, anchor, continuation, attempt in keys
+            ]
+            done = engine.decode(requests, temperature=sampling["temperature"], max_tokens=sampling["max_tokens"])
+            ids = [key[0].problem_id for key in keys]
+            return pd.DataFrame(
+                {
+                    "cell": cell.name,
+                    "problem_id": ids,
+                    "operator": [key[1] for key in keys],
+                    "anchor": [key[2] for key in keys],
+                    "continuation": [key[3] for key in keys],
+                    "attempt": [key[4] for key in keys],
+                    "correct": verifiers.verify(table, ids, [engine.text(c.tokens) for c in done]),
+                    **{
+                        k: [getattr(c, k) for c in done]
+                        for k in ("n_tokens", "n_ancestor_tokens", "n_prefill", "position")
+                    },
+                }
+            )
+
+        pieces = [found[i : i + SHARD // 2] for i in range(0, len(found), SHARD // 2)]
+        return shards.build(path, schema.ATTEMPTS, mark, pieces, make)
+
+
+# ------------------------------------------------------------------ profile
+
+
+def profile(settings: Settings, *, quiet: bool = False) -> int:
+    """Gather each cell's features and rescue rates into profiles, and its facts; return how many cells there are."""
+    values = settings["intervene"]
+    for cell in settings.cells:
+        scored, tried, rollouts = (
+            schema.read(DATA / name / cell.file, kind)
+            for name, kind in (
+                ("features", schema.FEATURE_ROWS),
+                ("attempts", schema.ATTEMPTS),
+                ("rollouts", schema.ROLLOUTS),
+            )
+        )
+        made = profiles.make_profiles(scored, tried, anchor=values["anchor"], continuation=values["continuation"])
+        schema.write(made, schema.PROFILES, DATA / "profiles" / cell.file)
+        verifier = schema.read(problem_file(cell.problems), schema.PROBLEMS)["verifier"].iloc[0]
+        schema.write(facts.make_facts(rollouts, scored, verifier), schema.FACT_ROWS, DATA / "facts" / cell.file)
+        if not quiet:
+            shares = pd.Series(profiles.regimes(made)).value_counts(normalize=True)
+            told = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+            print(f"profile: {cell.name}: {len(made)} failures ({told})", flush=True)
+    for folder in ("profiles", "facts"):
+        _drop_others(DATA / folder, {cell.file for cell in settings.cells})
+    return len(settings.cells)
+
+
+# ------------------------------------------------------------------ shared
+
+
+def _each_cell(stage: str, work: Callable[..., bool], settings: Settings, folders: list[str], quiet: bool) -> int:
+    for name in sorted({c.engine for c in settings.cells}):
+        engine, why = chosen(name)
+        if not quiet:
+            print(f"{stage}: engine {engine} ({why})", flush=True)
+    worked = each(stage, work, {c.name: (c, settings) for c in settings.cells}, quiet=quiet)
+    for folder in folders:
+        _drop_others(DATA / folder, {cell.file for cell in settings.cells})
+    return worked
+
+
+def _drop_others(folder: Path, names: set[str]) -> None:
+    """Remove what an earlier run with other cells left: a folder is read whole, and hashed whole by DVC."""
+    for path in folder.glob("*"):
+        if path.name not in names and path.name != ".gitignore":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _pieces(table: pd.DataFrame, size: int | None = None) -> list[Any]:
+    size = size or SHARD
+    return [table.iloc[i : i + size] for i in range(0, len(table), size)]

@@ -1,0 +1,1 @@
+"""Problem sets, what verifies an answer to them, rollouts that exist already."""

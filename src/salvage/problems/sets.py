@@ -1,0 +1,174 @@
+"""Problem sets: prompts, reference answers and the name of the verifier that compares the two.
+
+They come from a JSON Lines file, from Reasoning Gym's generators, or from a problems table that was written before.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from salvage.errors import SalvageError
+from salvage.problems.verifiers import check_answer, reasoning_gym_entry, reasoning_gym_scorer, verifier
+from salvage.tables import schema
+from salvage.tables.jsonl import Line, read_lines
+
+OPTIONAL = ["task", "verifier", "metadata"]
+
+
+def load(spec: str) -> pd.DataFrame:
+    """Return the problems that a text names.
+
+    Parameters
+    ----------
+    spec : str
+        ``reasoning_gym:NAME:SIZE:SEED``, a ``.parquet`` file of the problems table, or a JSON Lines file.
+    """
+    if spec.startswith("reasoning_gym:"):
+        parts = spec.split(":")
+        if len(parts) != 4 or not all(part.isdecimal() for part in parts[2:]):
+            raise SalvageError(f"{spec!r} is not reasoning_gym:NAME:SIZE:SEED with two whole numbers; correct it")
+        return from_reasoning_gym(parts[1], int(parts[2]), int(parts[3]))
+    if spec.endswith(".parquet"):
+        return schema.read(spec, schema.PROBLEMS)
+    return from_jsonl(spec)
+
+
+def from_jsonl(path: str | Path) -> pd.DataFrame:
+    """Read problems from a JSON Lines file.
+
+    Parameters
+    ----------
+    path : str or Path
+        One object a line: `problem_id` (text or whole number), `prompt` (text), `answer` (text or number), and where
+        wanted `task` (default: the file's name), `verifier` (default: ``exact``) and `metadata` (an object). Other
+        fields are passed over.
+
+    Returns
+    -------
+    DataFrame (`schema.PROBLEMS`)
+
+    Raises
+    ------
+    SalvageError
+        Naming the file, the line and the column of the first fault.
+    """
+    rows: list[dict[str, str]] = []
+    seen: dict[str, int] = {}
+    for line in read_lines(path):
+        row = _problem(line)
+        first = seen.setdefault(row["problem_id"], line.number)
+        if first != line.number:
+            line.refuse(
+                f"column 'problem_id': {row['problem_id']!r} stands in line {first} already; rename or drop one"
+            )
+        rows.append(row)
+    return schema.check(pd.DataFrame(rows), schema.PROBLEMS, path)
+
+
+def _problem(line: Line) -> dict[str, str]:
+    _refuse_misspelt(line)
+    if isinstance(line.fields.get("problem_id"), float):
+        line.refuse(f"column 'problem_id' is {line.fields['problem_id']}; give a text or a whole number")
+    name = line.text("verifier", default="exact")
+    row = {
+        "problem_id": line.text("problem_id", numbers=True),
+        "task": line.text("task", default=line.path.stem),
+        "prompt": line.text("prompt"),
+        "answer": line.text("answer", numbers=True, empty=True),
+        "verifier": name,
+        "metadata": _metadata(line),
+    }
+    try:
+        verifier(name)
+        check_answer(name, row["answer"])
+        if name == "reasoning_gym":
+            reasoning_gym_scorer(reasoning_gym_entry(row)["metadata"]["source_dataset"])
+    except SalvageError as error:
+        line.refuse(str(error), error)
+    return row
+
+
+def _refuse_misspelt(line: Line) -> None:
+    # `verifer` would else be passed over, and every answer judged by the default
+    for column in OPTIONAL:
+        if column not in line.fields and (close := difflib.get_close_matches(column, line.fields, 1, cutoff=0.85)):
+            line.refuse(f"column {close[0]!r} is not known; did you mean {column!r}?")
+
+
+def _metadata(line: Line) -> str:
+    value = line.fields.get("metadata")
+    if value is None:
+        return "{}"
+    if isinstance(value, str):  # as a problems table keeps it
+        try:
+            value = json.loads(value)
+        except ValueError:
+            value = None
+    if not isinstance(value, dict):
+        line.refuse("column 'metadata' is no JSON object; write one, or leave it out")
+    return json.dumps(value)
+
+
+def from_reasoning_gym(name: str, size: int, seed: int) -> pd.DataFrame:
+    """Generate problems with Reasoning Gym, verified by its own scorer.
+
+    Parameters
+    ----------
+    name : str
+        A Reasoning Gym dataset, such as ``chain_sum``; it is the task, and `problem_id` is ``name-index``.
+    size, seed : int
+        How many problems, 1 or more, and the generator's seed; the same three give the same problems.
+
+    Returns
+    -------
+    DataFrame (`schema.PROBLEMS`)
+        The generator's question is the prompt, as it is; where it gives no one answer, `answer` is empty.
+
+    Raises
+    ------
+    SalvageError
+        Where the dataset is unknown, cannot be made from a size and a seed, or its scorer is not to be trusted.
+    """
+    from reasoning_gym.factory import DATASETS, create_dataset
+
+    if name not in DATASETS:
+        close = difflib.get_close_matches(name, DATASETS, n=3, cutoff=0.4)
+        raise SalvageError(f"Reasoning Gym has no dataset {name!r}; did you mean {' or '.join(close) or 'chain_sum'}?")
+    if size < 1:
+        raise SalvageError(f"reasoning_gym:{name}: a size of {size} makes no problem; ask for 1 or more")
+    reasoning_gym_scorer(name)
+    try:
+        dataset = create_dataset(name, size=size, seed=seed)
+        rows = [_entry_problem(name, index, dataset[index]) for index in range(size)]
+    except SalvageError:
+        raise
+    except Exception as error:
+        raise SalvageError(
+            f"Reasoning Gym's {name!r} cannot be made with size {size} and seed {seed}: {error!r}; "
+            "take other numbers or another dataset"
+        ) from error
+    return schema.check(pd.DataFrame(rows), schema.PROBLEMS, f"reasoning_gym:{name}:{size}:{seed}")
+
+
+def _entry_problem(name: str, index: int, entry: dict[str, Any]) -> dict[str, str]:
+    answer = entry["answer"]
+    row = {
+        "problem_id": f"{name}-{index}",
+        "task": name,
+        "prompt": str(entry["question"]),
+        "answer": "" if answer is None else str(answer),
+        "verifier": "reasoning_gym",
+        "metadata": json.dumps(entry),
+    }
+    # JSON turns tuples into lists, which a few scorers then find unequal to everything: no rollout would ever pass
+    if answer is not None and reasoning_gym_scorer(name)(answer, reasoning_gym_entry(row)) < 1 - 1e-9:
+        raise SalvageError(
+            f"Reasoning Gym's scorer of {name!r} refuses the answer of its own problem {index} once it was kept as "
+            "JSON; take another dataset"
+        )
+    return row

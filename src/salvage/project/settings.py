@@ -1,0 +1,156 @@
+"""params.yaml, read once: the seed, the profile, the cells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from salvage.errors import SalvageError
+
+MODELS = Path("data/models")
+LAB_PROBLEMS = "lab"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One specialist on one problem set (method.md, "Units"): what is sampled, scored and steered together."""
+
+    name: str  # model|task, as in a profiles file
+    specialist: str
+    ancestor: str
+    problems: str
+    method: str
+    seed: int
+    family: str
+    engine: str = "auto"
+    rollouts: str = ""  # a table of `import-rollouts`, where there are rollouts already
+
+    @property
+    def file(self) -> str:
+        """The cell's file name in every folder of tables."""
+        return self.name.replace("|", "--").replace("/", "_") + ".parquet"
+
+
+@dataclass(frozen=True)
+class LabModel:
+    """One model of the lab: an ancestor (method `ancestor`) or a specialist made from one."""
+
+    family: str
+    method: str
+    seed: int
+    ancestor_seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.family}-{self.method}-{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        return MODELS / self.name
+
+
+@dataclass(frozen=True)
+class Settings:
+    """params.yaml as the stages see it: `raw` whole, and what is derived from it."""
+
+    raw: dict[str, Any]
+    seed: int
+    profile: str
+    lab: list[LabModel]
+    cells: list[Cell]
+
+    @property
+    def profile_values(self) -> dict[str, Any]:
+        return dict(self.raw["profiles"][self.profile])
+
+    def __getitem__(self, section: str) -> dict[str, Any]:
+        return dict(self.raw[section])
+
+
+def load(path: str | Path = "params.yaml") -> Settings:
+    """Read params.yaml.
+
+    Raises
+    ------
+    SalvageError
+        Where the file is missing or not YAML, the profile unknown, or a cell incomplete or named twice.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SalvageError(f"{path}: there is no such file here; run salvage in the project's folder") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SalvageError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from None
+    profile = raw.get("profile")
+    if profile not in raw.get("profiles", {}):
+        raise SalvageError(f"{path}: profile {profile!r} is not one of {', '.join(raw.get('profiles', {}))}")
+    lab = _lab_models(raw["profiles"][profile]["lab"], raw["methods"])
+    cells = lab_cells(raw, profile)
+    cells += [_own_cell(path, i, entry) for i, entry in enumerate(raw.get("cells") or [])]
+    names = [cell.name for cell in cells]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise SalvageError(f"{path}: cell {twice!r} stands twice; give each cell its own name")
+    return Settings(raw=raw, seed=int(raw["seed"]), profile=profile, lab=lab, cells=cells)
+
+
+def lab_cells(raw: dict[str, Any], profile: str) -> list[Cell]:
+    """Return the lab's cells under a profile of params.yaml."""
+    if profile not in raw["profiles"]:
+        raise SalvageError(f"params.yaml: profile {profile!r} is not one of {', '.join(raw['profiles'])}; correct it")
+    models = _lab_models(raw["profiles"][profile]["lab"], raw["methods"])
+    engine = str(raw.get("engine", "transformers"))
+    return [_lab_cell(model, engine) for model in models if model.method != "ancestor"]
+
+
+def _lab_models(lab: dict[str, Any], methods: list[str]) -> list[LabModel]:
+    models = []
+    for family in lab["families"]:
+        models += [LabModel(family, "ancestor", i, i) for i in range(lab["ancestors"])]
+        for seed in range(lab["seeds"][family]):  # seeds take turns on the ancestors, so that method and ancestor part
+            models += [LabModel(family, method, seed, seed % lab["ancestors"]) for method in methods]
+    return models
+
+
+def _lab_cell(model: LabModel, engine: str) -> Cell:
+    ancestor = LabModel(model.family, "ancestor", model.ancestor_seed, model.ancestor_seed)
+    return Cell(
+        name=f"{model.name}|digits",
+        specialist=str(model.folder),
+        ancestor=str(ancestor.folder),
+        problems=LAB_PROBLEMS,
+        method=model.method,
+        seed=model.seed,
+        family=model.family,
+        engine=engine,
+    )
+
+
+def _own_cell(path: Path, i: int, entry: dict[str, Any]) -> Cell:
+    for key in ("name", "specialist", "ancestor", "problems"):
+        if not entry.get(key):
+            raise SalvageError(f"{path}: cells[{i}] has no {key!r}; a cell needs name, specialist, ancestor, problems")
+    name = str(entry["name"])
+    return Cell(
+        name=name if "|" in name else f"{name}|{Path(str(entry['problems'])).stem}",
+        specialist=str(entry["specialist"]),
+        ancestor=str(entry["ancestor"]),
+        problems=str(entry["problems"]),
+        method=str(entry.get("method", "unknown")),
+        seed=int(entry.get("seed", 0)),
+        family=str(entry.get("family", "own")),
+        engine=str(entry.get("engine", "auto")),
+        rollouts=str(entry.get("rollouts", "")),
+    )
+
+
+DATA = Path("data")
+
+
+def problem_file(spec: str) -> Path:
+    """Return where the problems stage keeps a problem set."""
+    return DATA / "problems" / f"{Path(spec.replace(':', '-')).stem}.parquet"

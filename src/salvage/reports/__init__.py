@@ -1,0 +1,1 @@
+"""What is shown: tables, pictures, the page, one failed rollout."""

@@ -1,0 +1,254 @@
+"""Waves of the closed loop: one attempt on each of many problems, decoded together, verified, the failures scored.
+
+All that costs time happens here. A wave's results are plain data, one line of JSON in the record; what is recorded is
+read back instead of computed, so that a killed job goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import time_ns
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from salvage.engine.base import Completion, Engine, Request, seed_of
+from salvage.engine.opening import admit
+from salvage.errors import SalvageError
+from salvage.method import operators
+from salvage.method.facts import make_facts
+from salvage.method.features import rollout_features
+from salvage.method.looks import looks
+from salvage.problems.judging import Judge, Verdict
+from salvage.project.settings import Settings
+from salvage.tables import vocabulary
+from salvage.tables.files import whole_lines
+
+SAMPLE = "sample"  # a first rollout, before the policy is asked
+FACTS = ["cell", "problem_id", "n_failed_rollouts", *vocabulary.FEATURES, *vocabulary.FACTS]  # what a policy is told
+
+
+@dataclass(frozen=True)
+class Try:
+    """One attempt to be made.
+
+    Attributes
+    ----------
+    operator : str
+        `sample` or one of vocabulary.OPERATORS.
+    attempt : int
+        Which one under that operator, counted from 0; it and the names alone give the seed.
+    score : bool
+        Whether its failure, with the `failed` before it, is to be scored.
+    failed : list of list of int
+        Tokens of the problem's failed first rollouts.
+    scored : dict or None
+        What scoring them gave, which every intervention needs.
+    """
+
+    problem_id: str
+    operator: str
+    attempt: int
+    score: bool = False
+    failed: list[list[int]] = field(default_factory=list)
+    scored: dict[str, Any] | None = None
+
+
+class Waves:
+    """Makes attempts on problems; see the module.
+
+    Parameters
+    ----------
+    problems : DataFrame
+        schema.PROBLEMS.
+    open_engine : callable
+        Called when the first wave has to be computed.
+    cell : str
+        Seeds depend on it.
+    look : bool
+        Whether to keep how a failed rollout looks: its tokens as text, and what both models would rather have said.
+    judge : Judge, optional
+        Shared with others, who close it.
+    record : Path, optional
+        Where waves are recorded.
+    mark : str
+        Fingerprint of all that the waves depend on.
+
+    Raises
+    ------
+    SalvageError
+        Where the record was made with another mark.
+    """
+
+    def __init__(
+        self,
+        problems: pd.DataFrame,
+        open_engine: Callable[[], Engine],
+        settings: Settings,
+        *,
+        cell: str,
+        look: bool = True,
+        judge: Judge | None = None,
+        record: Path | None = None,
+        mark: str = "",
+    ) -> None:
+        self.problems, self.settings, self.cell, self.look = problems, settings, cell, look
+        self.prompts = dict(zip(problems["problem_id"], problems["prompt"], strict=True))
+        self._open_engine, self._record = open_engine, record
+        self._engine: Engine | None = None
+        self._judge, self._own_judge = judge, judge is None
+        self._recorded = [] if record is None else _read(record, mark)
+        self._made = 0
+        # start and end of decode, verify and score in the last wave; empty where it was recorded
+        self.clock: dict[str, tuple[int, int]] = {}
+
+    def make(self, tries: list[Try]) -> list[dict[str, Any]]:
+        """Make a wave; return a result for each try.
+
+        A result has operator, correct (None: no verdict), trouble, text, tokens, n_tokens, n_ancestor_tokens, position
+        and, where it was to be scored, scored: facts, rollouts, threshold, n_prefill, view.
+        """
+        asked = [[t.problem_id, t.operator, t.attempt] for t in tries]
+        self._made += 1
+        if self._made <= len(self._recorded):
+            entry = self._recorded[self._made - 1]
+            if entry["asked"] != asked:
+                raise SalvageError(f"{self._record}: wave {self._made} is not of this job; delete it and start again")
+            self.clock = {}
+            return list(entry["results"])
+        results = self._compute(tries)
+        if self._record is not None:
+            with self._record.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"asked": asked, "results": results}) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        return results
+
+    def close(self) -> None:
+        """End the verifiers' process and what the engine holds."""
+        if self._engine is not None:
+            self._engine.close()
+        if self._judge is not None and self._own_judge:
+            self._judge.close()
+
+    def _opened(self) -> tuple[Engine, Judge]:
+        if self._judge is None:  # before the models: a verifier that is missing says so first
+            self._judge = Judge(self.problems, seconds=self.settings["rescue"]["verify_seconds"])
+        if self._engine is None:
+            self._engine = self._open_engine()
+            admit(self.problems, self._engine, self.settings["sample"]["max_tokens"], "problems")
+        return self._engine, self._judge
+
+    def _compute(self, tries: list[Try]) -> list[dict[str, Any]]:
+        engine, judge = self._opened()
+        started = time_ns()
+        values = {name: self.settings["sample"][name] for name in ("temperature", "max_tokens")}
+        done = engine.decode([self._request(engine, t) for t in tries], **values)
+        texts = [engine.text(c.tokens) for c in done]
+        decoded = time_ns()
+        verdicts = judge.verify([t.problem_id for t in tries], texts)
+        verified = time_ns()
+        results = [_result(*row) for row in zip(tries, done, texts, verdicts, strict=True)]
+        to_score = [i for i, t in enumerate(tries) if t.score and verdicts[i].correct is False]
+        if to_score:
+            rollouts = [[*tries[i].failed, done[i].tokens] for i in to_score]
+            scored = self._score(engine, [tries[i].problem_id for i in to_score], rollouts)
+            for i, told in zip(to_score, scored, strict=True):
+                results[i]["scored"] = told
+        self.clock = {"decode": (started, decoded), "verify": (decoded, verified), "score": (verified, time_ns())}
+        return results
+
+    def _request(self, engine: Engine, t: Try) -> Request:
+        prompt = engine.encode(self.prompts[t.problem_id])
+        if t.scored is None:  # a first rollout, or a retry that needs nothing of the failure
+            seed = seed_of(self.settings.seed, self.cell, t.problem_id, t.operator, t.attempt)
+            return Request(prompt, seed)
+        values = self.settings["intervene"]
+        rollouts = [
+            operators.FailedRollout(r["tokens"], r["junction"], np.array(r["mixes"])) for r in t.scored["rollouts"]
+        ]
+        return operators.request(
+            operators.Failure(t.problem_id, prompt, rollouts, t.scored["threshold"]),
+            t.operator,
+            t.attempt,
+            cell=self.cell,
+            anchor=values["anchor"],
+            continuation=values["continuation"],
+            donors=[],
+            seed=self.settings.seed,
+            settings=values,
+        )
+
+    def _score(self, engine: Engine, ids: list[str], rollouts: list[list[list[int]]]) -> list[dict[str, Any]]:
+        """Score the failed rollouts of each problem with both models."""
+        values, temperature = self.settings["featurize"], self.settings["sample"]["temperature"]
+        prompts = {p: engine.encode(self.prompts[p]) for p in ids}
+        flat = [(p, k, tokens) for p, some in zip(ids, rollouts, strict=True) for k, tokens in enumerate(some)]
+        signals = engine.signals(
+            [prompts[p] for p, _, _ in flat],
+            [tokens for _, _, tokens in flat],
+            temperature=temperature,
+            top_k_cov=values["top_k_cov"],
+        )
+        keys = {"cell": self.cell, "problem_id": [p for p, _, _ in flat], "rollout": [k for _, k, _ in flat]}
+        texts = [engine.text(tokens) for _, _, tokens in flat]
+        table = pd.DataFrame(keys | {"tokens": [t for _, _, t in flat], "text": texts, "correct": False})
+        rows = pd.DataFrame(keys | {name: [s[name] for s in signals] for name in vocabulary.SIGNALS})
+        features = rollout_features(rows, values["window"])
+        verifier = self.problems.set_index("problem_id")["verifier"].loc[ids[0]]
+        known = make_facts(table, features, verifier).set_index("problem_id")
+        means = features.groupby("problem_id", sort=False)[vocabulary.FEATURES].mean()
+        count = features.groupby("problem_id", sort=False).size().rename("n_failed_rollouts")
+        known = known.join(means).join(count).reset_index()[FACTS]
+        failures = operators.failures(prompts, table, rows, features, self.settings["intervene"]["quantile"])
+        looks = self._looks(engine, failures, rows) if self.look else [{} for _ in failures]
+        lines = zip(failures, known.to_dict("records"), looks, strict=True)
+        return [_scored(failure, row, view) for failure, row, view in lines]
+
+    def _looks(self, engine: Engine, failures: list[operators.Failure], rows: pd.DataFrame) -> list[dict[str, Any]]:
+        """Return how each problem's first failed rollout looks."""
+        j = rows[rows["rollout"] == 0].set_index("problem_id")["j"]
+        temperature = self.settings["sample"]["temperature"]
+        return looks(engine, [(f.prompt, f.rollouts[0], j[f.problem_id]) for f in failures], temperature)
+
+
+def _result(t: Try, done: Completion, text: str, verdict: Verdict) -> dict[str, Any]:
+    return {
+        "operator": t.operator,
+        "correct": verdict.correct,
+        "trouble": verdict.trouble,
+        "text": text,
+        "tokens": done.tokens if t.operator == SAMPLE else [],
+        "n_tokens": done.n_tokens,
+        "n_ancestor_tokens": done.n_ancestor_tokens,
+        "position": done.position,
+    }
+
+
+def _scored(failure: operators.Failure, facts: dict[str, Any], view: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "facts": facts,
+        "rollouts": [{"tokens": r.tokens, "junction": r.junction, "mixes": r.mixes.tolist()} for r in failure.rollouts],
+        "threshold": failure.threshold,
+        "n_prefill": 2 * sum(len(failure.prompt) + len(r.tokens) for r in failure.rollouts),
+        "view": view | {"features": {name: round(facts[name], 4) for name in vocabulary.FEATURES}} if view else {},
+    }
+
+
+def _read(record: Path, mark: str) -> list[dict[str, Any]]:
+    """Return the recorded waves, begin a record where there is none; a torn last line is cut off."""
+    if not record.exists():
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps({"mark": mark}) + "\n", encoding="utf-8")
+    lines = [json.loads(line) for line in whole_lines(record)]
+    if not lines or lines[0] != {"mark": mark}:
+        raise SalvageError(
+            f"{record}: this job was begun with other models, problems, settings or policy; "
+            "write to another file, or delete this one and the outcomes beside it"
+        )
+    return lines[1:]

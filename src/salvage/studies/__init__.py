@@ -1,0 +1,1 @@
+"""What kind of failure it is, and what made the checkpoint: clusters and classifiers."""

@@ -1,0 +1,1 @@
+"""The tables: their schemas, their files, the names they share."""

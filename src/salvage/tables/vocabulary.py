@@ -1,0 +1,13 @@
+"""The names that tables, engine and policies share, in their fixed order; nothing is imported, so anybody may."""
+
+from __future__ import annotations
+
+FEATURES = ["spread", "concentration", "logit_dispersion"]
+INTERVENTIONS = ["sparse_steer", "sparse_steer_random", "local_temp", "dense_steer"]
+OPERATORS = ["retry", *INTERVENTIONS]
+CONTROLS = ["sparse_steer_matched", "sparse_steer_wrong"]
+ANCHORS = ["online", "position", "replay"]
+CONTINUATIONS = ["temperature", "greedy"]
+PROFILE = ["cell", "model", "task", "problem_id", "n_failed_rollouts", *FEATURES, *OPERATORS]  # a row's columns
+FACTS = ["failed_share", "n_tokens", "entropy", "kl", "junction", "agreement"]
+SIGNALS = ["delta_path", "g_cov", "logit_var", "entropy", "kl", "j"]

@@ -1,0 +1,100 @@
+"""The three trajectory features: by hand, and many rollouts at once equal to one at a time."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from salvage.errors import SalvageError
+from salvage.method.features import rollout_features, trajectory_features
+from salvage.tables import schema, vocabulary
+
+
+def signal_rows(lengths, rng, zeros=0.4):
+    """Return schema.SIGNAL_ROWS with rollouts of these lengths; some rollouts have no pressure at all."""
+    rows = []
+    for i, length in enumerate(lengths):
+        signals = {name: rng.normal(size=length) for name in vocabulary.SIGNALS}
+        pressure = rng.integers(0, 4, length) * (rng.random(length) > zeros) * rng.integers(0, 4, 1)
+        signals |= {"j": pressure.astype(np.float64), "logit_var": rng.random(length)}
+        rows.append({"cell": "m|t", "problem_id": f"p{i}", "rollout": 0, **signals})
+    return pd.DataFrame(rows)
+
+
+def test_by_hand():
+    j = np.array([0.0, 3.0, 0.0, 3.0, 1.0, 0.0, 0.0])
+    logit_var = np.array([1.0, 2.0, 3.0, 100.0, 5.0, 6.0, 7.0])
+    got = trajectory_features({"j": j, "logit_var": logit_var}, window=1)
+    assert got["junction"] == 1  # the first of the two largest
+    assert got["spread"] == pytest.approx(3 / 7)
+    assert got["concentration"] == pytest.approx(np.log10(3 / 1.0))
+    assert got["logit_dispersion"] == pytest.approx(np.log10(2.0))
+
+
+def test_the_window_is_clipped_to_the_rollout():
+    for at in (0, 4):
+        j = np.zeros(5)
+        j[at] = 1
+        got = trajectory_features({"j": j, "logit_var": np.array([1.0, 2, 3, 4, 5])}, window=1)
+        assert got["logit_dispersion"] == pytest.approx(np.log10(1.5 if at == 0 else 4.5))
+
+
+def test_no_pressure_and_no_variance():
+    got = trajectory_features({"j": np.zeros(3), "logit_var": np.zeros(3)})
+    assert got == {"junction": 0, "spread": 0.0, "concentration": 0.0, "logit_dispersion": -8.0}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=12), st.integers(0, 9), st.integers(0, 2**32))
+def test_many_at_once_equal_one_at_a_time(lengths, window, seed):
+    rows = signal_rows(lengths, np.random.default_rng(seed))
+    got = rollout_features(rows, window)
+    checked = schema.check(got, schema.FEATURE_ROWS, "features")
+    for i, row in rows.iterrows():
+        single = trajectory_features(row, window=window)
+        assert {name: checked.loc[i, name] for name in single} == pytest.approx(single, abs=1e-12)
+        assert checked.loc[i, "n_tokens"] == lengths[i] and checked.loc[i, "j_max"] == row["j"].max()
+        assert checked.loc[i, "kl"] == pytest.approx(row["kl"].mean(), abs=1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 60), st.floats(0.01, 100), st.integers(0, 2**32))
+def test_the_scale_of_pressure_does_not_matter(length, scale, seed):
+    row = signal_rows([length], np.random.default_rng(seed)).iloc[0]
+    got = trajectory_features(row)
+    assert 0 <= got["spread"] <= 1
+    assert -1e-12 <= got["concentration"] <= np.log10(length) + 1e-12
+    assert trajectory_features({"j": row["j"] * scale, "logit_var": row["logit_var"]}) == pytest.approx(got)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_is_refused_and_named(bad):
+    rows = signal_rows([4, 5, 6], np.random.default_rng(0))
+    rows.loc[1, "kl"][0] = bad
+    with pytest.raises(SalvageError, match="row 1, column 'kl'"):
+        rollout_features(rows)
+    with pytest.raises(SalvageError, match="finite"):
+        trajectory_features({"j": [0.0, bad], "logit_var": [1.0, 1.0]})
+
+
+def test_signals_of_unequal_length_are_refused():
+    rows = signal_rows([4, 5, 6], np.random.default_rng(0))
+    rows.at[2, "entropy"] = np.zeros(5)
+    with pytest.raises(SalvageError, match="row 2, column 'entropy'"):
+        rollout_features(rows)
+    with pytest.raises(SalvageError, match="logit_var"):
+        trajectory_features({"j": [0.0, 1.0], "logit_var": [1.0]})
+
+
+def test_a_rollout_without_tokens_is_refused():
+    with pytest.raises(SalvageError, match="no tokens"):
+        trajectory_features({"j": [], "logit_var": []})
+    with pytest.raises(SalvageError, match="row 1"):
+        rollout_features(signal_rows([3, 0, 2], np.random.default_rng(0)))
+
+
+def test_the_order_of_rollouts_does_not_matter():
+    rows = signal_rows([4, 1, 9, 30], np.random.default_rng(3))
+    turned = rollout_features(rows.iloc[::-1]).iloc[::-1].reset_index(drop=True)
+    pd.testing.assert_frame_equal(rollout_features(rows), turned)

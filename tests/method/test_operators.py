@@ -1,0 +1,104 @@
+"""Operators: where they act, with what mix, and with whose random numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from salvage.engine.base import COV, PATH
+from salvage.method.operators import TIE, FailedRollout, Failure, failures, request
+from salvage.tables import vocabulary
+
+SETTINGS = {"alpha": 0.7, "warmup": 2, "local_temperatures": [1.0, 1.5, 2.0], "dense_decode": "sample"}
+FAILURE = Failure(
+    "p",
+    prompt=[9, 9],
+    rollouts=[
+        FailedRollout([1, 2, 3, 4, 5, 6], junction=3, mixes=np.array([0, 0, 0, COV, 0, 0])),
+        FailedRollout([1, 2, 3], junction=1, mixes=np.array([0, PATH, 1])),
+    ],
+    threshold=0.8,
+)
+
+
+def ask(operator: str, attempt: int = 0, **changes: Any) -> Any:
+    given_ = {"anchor": "online", "continuation": "temperature", "donors": [5, 7], "seed": 0, "cell": "c"}
+    return request(FAILURE, operator, attempt, settings=SETTINGS, **{**given_, **changes})
+
+
+def test_retry_does_nothing_but_sample() -> None:
+    for anchor in ("online", "position"):
+        asked = ask("retry", anchor=anchor)
+        assert asked.intervention.kind == "none" and not asked.prefix and not asked.intervention.needs_ancestor
+    assert ask("retry", anchor="replay").prefix == [1, 2, 3]
+
+
+def test_online_watches_and_position_and_replay_act_at_the_junction() -> None:
+    for operator in ("sparse_steer", "sparse_steer_wrong", "local_temp"):
+        online = ask(operator).intervention
+        assert (online.threshold, online.warmup, online.position) == (0.8, 2, None)
+        for attempt, junction in enumerate((3, 1, 3)):
+            assert ask(operator, attempt, anchor="position").intervention.position == junction
+            replay = ask(operator, attempt, anchor="replay")
+            assert len(replay.prefix) == replay.intervention.position == junction
+    assert ask("sparse_steer", anchor="position").intervention.mix == COV
+    assert ask("sparse_steer", 1, anchor="position").intervention.mix == PATH
+    assert ask("sparse_steer_wrong", anchor="position").intervention.wrong
+
+
+@given(attempt=st.integers(0, 200), anchor=st.sampled_from(vocabulary.ANCHORS))
+def test_controls_act_inside_the_failed_rollout_and_never_watch(attempt: int, anchor: str) -> None:
+    rollout = FAILURE.rollouts[attempt % 2]
+    for operator in ("sparse_steer_random", "sparse_steer_matched"):
+        act = ask(operator, attempt, anchor=anchor).intervention
+        assert act.threshold is None and 0 <= act.position < len(rollout.tokens)
+    last = len(rollout.tokens) - 1
+    assert ask("sparse_steer_matched", attempt, donors=[1]).intervention.position == 1
+    assert ask("sparse_steer_matched", attempt, donors=[99]).intervention.position == last
+
+
+def test_random_positions_are_uniform_over_the_rollout() -> None:
+    drawn = [ask("sparse_steer_random", a).intervention.position for a in range(0, 6000, 2)]
+    share = np.bincount(drawn, minlength=6) / len(drawn)
+    assert np.abs(share - 1 / 6).max() < 0.03
+
+
+def test_local_temperatures_take_turns_and_dense_follows_the_junctions_mix() -> None:
+    assert [ask("local_temp", a).intervention.local_temperature for a in range(4)] == [1.0, 1.5, 2.0, 1.0]
+    assert ask("dense_steer").intervention.mix == COV and ask("dense_steer", 1).intervention.mix == PATH
+
+
+def test_seeds_depend_on_cell_problem_operator_and_attempt_alone() -> None:
+    seeds = {ask(o, a, cell=c).seed for o in vocabulary.OPERATORS for a in range(12) for c in "xy"}
+    assert len(seeds) == 5 * 12 * 2
+    assert ask("retry", anchor="online").seed == ask("retry", anchor="replay", donors=[]).seed
+
+
+@pytest.mark.parametrize("continuation", vocabulary.CONTINUATIONS)
+def test_continuation_is_greedy_or_not(continuation: str) -> None:
+    assert ask("sparse_steer", continuation=continuation).greedy == (continuation == "greedy")
+
+
+def test_failures_gathers_thresholds_mixes_and_the_problems_order() -> None:
+    key = {"cell": "c", "problem_id": ["b", "a", "b"], "rollout": [0, 2, 1]}
+    rollouts = pd.DataFrame({**key, "tokens": [[1, 2], [3], [4, 5]]})
+    j = [np.array([0.0, 1.0]), np.array([2.0]), np.array([0.5, 0.5])]
+    delta = [np.array([-1.0, 1.0]), np.array([0.0]), np.array([0.1, 0.5])]
+    gap = [np.array([-1.0, 0.0]), np.array([2.0]), np.array([0.4, -0.1])]
+    empty = {name: [[]] * 3 for name in vocabulary.SIGNALS if name not in ("j", "delta_path", "g_cov")}
+    signals = pd.DataFrame({**key, "j": j, "delta_path": delta, "g_cov": gap, **empty})
+    features = pd.DataFrame({**key, "junction": [1, 0, 0]})
+    found = failures({"a": [7], "b": [8]}, rollouts, signals, features, quantile=0.5)
+    assert [f.problem_id for f in found] == ["a", "b"]
+    # less TIE: a decode that takes a failed rollout's way again meets its very j, rounded
+    assert found[1].threshold == 0.5 - TIE and found[0].threshold == 2.0 - TIE and TIE == 1e-3
+    tiny = signals.assign(j=[values / 1000 for values in j])
+    found_tiny = failures({"a": [7], "b": [8]}, rollouts, tiny, features, quantile=0.5)
+    assert found_tiny[1].threshold == 0.5e-3 / 2  # below TIE, and still above the j of most positions
+    assert [list(r.mixes) for r in found[1].rollouts] == [[PATH, PATH], [COV, PATH]]
+    assert [r.tokens for r in found[1].rollouts] == [[1, 2], [4, 5]]

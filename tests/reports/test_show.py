@@ -1,0 +1,139 @@
+"""What is seen of the closed loop: a failure in the terminal, a trace in MLflow, the summary, the verdict on arms."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from salvage.errors import SalvageError
+from salvage.reports import show
+from salvage.rescue import solving
+from salvage.rescue.loop import Attempt, Outcome
+
+LOOK = {
+    "tokens": list("1+2=4"),
+    "j": [0.0, 0.2, 0.0, 0.1, 3.0],
+    "junction": 4,
+    "alternatives": {"specialist": [["4", 0.6], ["3", 0.4]], "ancestor": [["3", 0.8], ["4", 0.2]]},
+    "features": {"spread": 0.6, "concentration": 1.2, "logit_dispersion": -0.5},
+}
+WHY = {
+    "policy": "portfolio",
+    "policy_version": "abc",
+    "operator": "dense_steer",
+    "margin": 1.25,
+    "z_spread": 2.0,
+    "plan": ["dense_steer", "retry"],
+    "regime": {"steerable-hard": 0.7, "beyond reach": 0.3},
+}
+
+
+def outcome(**changes: Any) -> Outcome:
+    told: dict[str, Any] = {
+        "cell": "a|digits",
+        "problem_id": "p1",
+        "prompt": "1+2:",
+        "reference": "3",
+        "status": "solved",
+        "answer": "1+2=3",
+        "operator": "dense_steer",
+        "attempts": [Attempt("sample", False, 5, -1, "1+2=4"), Attempt("dense_steer", True, 10, -1, "[red]1+2=3")],
+        "model_tokens": 15,
+        "scored_tokens": 18,
+        "why": WHY,
+        "failure": LOOK,
+        "times": [
+            ("sample", 10**18, 10**18 + 5),
+            ("verify", 10**18 + 5, 10**18 + 6),
+            ("score", 10**18 + 6, 10**18 + 9),
+        ],
+    }
+    later = 10**18 + 10
+    told["times"] += [
+        ("route", later, later + 1),
+        ("intervene", later + 1, later + 8),
+        ("verify", later + 8, later + 9),
+    ]
+    return Outcome(**(told | changes))
+
+
+def printed(told: dict[str, Any], **how: Any) -> str:
+    console = Console(width=140, record=True, file=io.StringIO(), **how)
+    show.show(told, console)
+    return console.export_text(styles=bool(how))
+
+
+def test_a_failure_is_shown_with_its_junction_its_route_and_what_came_of_it() -> None:
+    text = printed(json.loads(outcome().line()))
+    assert "1+2=▸4◂" in text and "token 4 of 5" in text
+    assert "dense_steer by portfolio, z margin 1.25; plan: dense_steer, retry" in text
+    assert "70% steerable-hard" in text and "spread 0.60 (z +2.00)" in text
+    assert "'3'" in text and "0.800" in text  # what the ancestor would rather have said
+    assert "[red]1+2=3" in text  # a model's text is no markup
+    assert "solved, 15 model-tokens, 18 more to score" in text
+
+
+def test_tokens_are_shaded_by_j() -> None:
+    shaded = {span.style for span in show.rollout_text(LOOK).spans}
+    assert "bold underline black on rgb(213,94,0)" in shaded and len(shaded) == 3
+
+
+def test_a_problem_that_is_not_there_or_never_failed_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "out.jsonl"
+    file.write_text(outcome().line() + "\n" + outcome(problem_id="p2", failure={}).line() + "\n" + '{"torn')
+    assert show.from_outcomes(file, "p1")["status"] == "solved"
+    with pytest.raises(SalvageError, match="'p2' is solved and no failure of it was scored"):
+        show.from_outcomes(file, "p2")
+    with pytest.raises(SalvageError, match="'p9' is not among its 2 outcomes"):
+        show.from_outcomes(file, "p9")
+    with pytest.raises(SalvageError, match="no such file"):
+        show.from_outcomes(tmp_path / "none.jsonl", "p1")
+
+
+def test_a_trace_tells_what_was_done_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+
+    from salvage.project import tracking
+    from salvage.rescue import tracing
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
+    tracking.connect()
+    found = mlflow.get_trace(tracing.trace(outcome()))
+    assert found is not None
+    spans = {span.name: span for span in found.data.spans}
+    names = [span.name for span in sorted(found.data.spans, key=lambda span: span.start_time_ns)]
+    assert names == ["rescue p1", "sample", "verify", "score", "route", "intervene: dense_steer", "verify"]
+    assert spans["score"].attributes["junction"] == 4 and spans["score"].attributes["junction_token"] == "4"
+    assert spans["route"].attributes["operator"] == "dense_steer"
+    assert spans["rescue p1"].attributes["regime"] == WHY["regime"]
+    assert spans["intervene: dense_steer"].attributes["model_tokens"] == 10
+    assert spans["rescue p1"].end_time_ns - spans["rescue p1"].start_time_ns == 19
+    assert tracing.trace(outcome(times=[("sample", 0, 0), ("verify", 0, 0)])) == ""  # done before it was resumed
+
+
+def test_the_share_that_is_traced_is_the_same_in_every_run() -> None:
+    from salvage.rescue import tracing
+
+    some = [outcome(problem_id=f"p{i}") for i in range(400)]
+    chosen = [tracing.chosen(o, 0.25) for o in some]
+    assert chosen == [tracing.chosen(o, 0.25) for o in some] and 60 < sum(chosen) < 140
+    assert all(tracing.chosen(o, 1.0) for o in some) and not any(tracing.chosen(o, 0.0) for o in some)
+
+
+def row(arm: str, budget: int, low: float | None) -> dict[str, Any]:
+    return {"cells": "all", "arm": arm, "budget": budget, "over_retry": low, "over_retry_low": low}
+
+
+def test_an_arm_beats_retry_from_the_budget_on_after_which_it_always_does() -> None:
+    rows = [row("retry", 4, None), *(row("rule", b, low) for b, low in ((4, 0.1), (8, -0.1), (16, 0.1)))]
+    rows += [row("portfolio", b, 0.1) for b in (4, 8, 16)] + [row("fixed", b, -1.0) for b in (4, 8, 16)]
+    told = solving.verdict(rows)
+    assert "rule from a budget of 16 retries on" in told
+    assert "portfolio from a budget of 4 retries on" in told and "fixed at no budget" in told

@@ -1,0 +1,69 @@
+"""The tables: what is checked, and that a written file is whole, and the same bytes for the same rows."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from salvage.errors import SalvageError
+from salvage.tables import schema, vocabulary
+
+
+def problems(**changes: object) -> pd.DataFrame:
+    columns = {"problem_id": ["a", "b"], "task": "t", "prompt": ["1", "2"], "answer": "3", "verifier": "exact"}
+    return pd.DataFrame({**columns, "metadata": "", **changes})
+
+
+def profiles(**changes: object) -> pd.DataFrame:
+    columns = {"cell": "m|t", "model": "m", "task": "t", "problem_id": ["a", "b"], "n_failed_rollouts": 2}
+    return pd.DataFrame({**columns, **dict.fromkeys(vocabulary.FEATURES + vocabulary.OPERATORS, 0.5), **changes})
+
+
+def test_the_same_rows_give_the_same_bytes_and_carry_their_fingerprint(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        schema.write(problems(), schema.PROBLEMS, tmp_path / name, "mark")
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    assert schema.fingerprint(tmp_path / "one") == "mark"
+    assert schema.fingerprint(tmp_path / "none") is None
+    pd.testing.assert_frame_equal(schema.read(tmp_path / "one", schema.PROBLEMS), problems())
+
+
+@pytest.mark.parametrize(
+    ("table", "kind", "sentence"),
+    [
+        (problems().drop(columns="answer"), schema.PROBLEMS, "column 'answer' is missing"),
+        (problems(prompt=["1", ""]), schema.PROBLEMS, "row 1, column 'prompt'"),
+        (problems(problem_id="a"), schema.PROBLEMS, r"rows \[0, 1\] have the same problem_id"),
+        (profiles(spread=[0.1, float("nan")]), schema.PROFILES, "row 1, column 'spread'"),
+        (profiles(retry=[0.1, 1.5]), schema.PROFILES, "row 1, column 'retry': .*1.5"),
+        (profiles(retry=["0.1", "often"]), schema.PROFILES, "column 'retry'"),
+        (profiles(n_failed_rollouts=[1, 0]), schema.PROFILES, "row 1, column 'n_failed_rollouts'"),
+    ],
+)
+def test_a_bad_table_is_refused_by_row_and_column_and_never_written(
+    tmp_path: Path, table: pd.DataFrame, kind: object, sentence: str
+) -> None:
+    with pytest.raises(SalvageError, match=f"x.parquet.*{sentence}"):
+        schema.write(table, kind, tmp_path / "x.parquet")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SalvageError, match="there is no such table"):
+        schema.read(tmp_path / "none.parquet", schema.PROBLEMS)
+    (tmp_path / "bad.parquet").write_text("no")
+    with pytest.raises(SalvageError, match=r"bad.parquet is not a readable Parquet"):
+        schema.read(tmp_path / "bad.parquet", schema.PROBLEMS)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(SalvageError, match="cannot be written"):
+        schema.write(problems(), schema.PROBLEMS, tmp_path / "file" / "x.parquet")
+    if os.geteuid():  # root may write anywhere
+        tmp_path.chmod(0o500)
+        with pytest.raises(SalvageError, match="check the folder's permissions"):
+            schema.write(problems(), schema.PROBLEMS, tmp_path / "x.parquet")
