@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from salvage import __version__
 from salvage.errors import SalvageError
+from salvage.project import extras
 
 if TYPE_CHECKING:
     from salvage.project.settings import Settings
@@ -23,6 +26,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+NEEDS = {  # of a stage of the pipeline, beyond what every command has
+    "lab": ("engine", "lab", "track"),
+    "problems": ("track",),
+    "sample": ("engine", "track"),
+    "featurize": ("engine", "track"),
+    "intervene": ("engine", "track"),
+    "profile": ("track",),
+    "evaluate": ("track", "studies"),
+    "register": ("track", "studies"),
+    "regimes": ("track", "studies", "report"),
+    "methods": ("track", "studies", "report"),
+    "rescue": ("engine", "track", "studies"),
+    "report": ("track", "report"),
+    "run": ("engine", "track", "studies", "report"),
+}
 PREPARED = dict.fromkeys(  # what the workers of a stage import
     ("sample", "featurize", "intervene", "rescue"), ("salvage.rescue.comparison", "salvage.engine.transformers")
 ) | {"lab": ("salvage.pipeline.stages", "salvage.lab.specialists")}
@@ -44,19 +62,43 @@ def main() -> None:
     try:
         app()
     except SalvageError as error:
-        print(f"salvage: {error}", file=sys.stderr)
-        sys.exit(2)
+        _end(str(error))
     except PermissionError as error:
-        print(f"salvage: {error.filename}: permission denied; check the folder's permissions", file=sys.stderr)
-        sys.exit(2)
+        _end(f"{error.filename}: permission denied; check the folder's permissions")
+    except ModuleNotFoundError as error:
+        extra = extras.brings(error.name or "")
+        if extra is None:
+            raise
+        _end(extras.lacking(f"this ({error.name})", [extra]))
     except KeyboardInterrupt:
         sys.exit(130)
 
 
+def _end(sentence: str) -> None:
+    print(f"salvage: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"salvage {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which version this is.")
+    ] = False,
+) -> None:
+    """Tell which failed reasoning traces are fixable, and by what."""
+
+
 def _load(stage: str) -> Settings:
-    """Read params.yaml, and where the stage has several jobs let its workers' imports begin beside this process's."""
+    """Read the settings, and where the stage has several jobs let its workers' imports begin beside this process's."""
     from salvage.project import pool, settings
 
+    extras.need(f"salvage {stage}", *NEEDS[stage])
     loaded = settings.load()
     if stage in PREPARED and len(loaded.lab if stage == "lab" else loaded.cells) > 1:
         pool.prepare(*PREPARED[stage])
@@ -66,7 +108,7 @@ def _load(stage: str) -> Settings:
 def _stage(name: str, quiet: bool) -> None:
     loaded = _load(name)
     from salvage.pipeline import stages
-    from salvage.pipeline.run import stage
+    from salvage.pipeline.declared import stage
 
     work = stages.problem_sets if name == "problems" else getattr(stages, name)
     stage(name, lambda: work(loaded, quiet=quiet))
@@ -82,6 +124,7 @@ def lab(
     if not family:
         _stage("lab", quiet)
         return
+    extras.need("salvage lab", *NEEDS["lab"])
     from salvage.lab import smollm2
     from salvage.project import settings
 
@@ -129,12 +172,12 @@ def profile(quiet: Quiet = False) -> None:
 def route(
     profiles: Annotated[str, typer.Option(help="Failures with their three features: CSV, Parquet, or a folder of it.")],
     reference: Annotated[str, typer.Option(help="Fit the rule on this table instead of cell by cell.")] = "",
-    model: Annotated[str, typer.Option(help="Take a registered rule, as models:/salvage-router@champion.")] = "",
+    model: Annotated[str, typer.Option(help="Take a frozen policy: a file, or models:/salvage-router@champion.")] = "",
     no_fallback: Annotated[bool, typer.Option("--no-fallback", help="Always the largest z, even below 0.")] = False,
     out: Annotated[str, typer.Option(help="Write the answers here as CSV instead of printing them.")] = "",
 ) -> None:
     """Say for every failure which operator to spend the next tokens on."""
-    from salvage.serving import answers
+    from salvage.serving import answers, policy_uri
 
     if model and reference:
         raise SalvageError("--reference and --model were both given; choose one")
@@ -142,11 +185,7 @@ def route(
     if model:
         if no_fallback:
             raise SalvageError("--no-fallback does not go with --model: a registered rule is frozen; leave one out")
-        from salvage.project import tracking
-        from salvage.serving import registry
-
-        tracking.connect()
-        told = answers.answer_fitted(registry.load(model), table, profiles)
+        told = answers.answer_fitted(policy_uri.load(model), table, profiles)
     elif reference:
         rule = answers.fit(answers.read_table(reference), reference, fallback=not no_fallback)
         told = answers.answer(rule, table, profiles)
@@ -181,59 +220,54 @@ def evaluate(
 ) -> None:
     """Compare policies and their baselines, by both protocols, with intervals."""
     from salvage.pipeline import results
-    from salvage.pipeline.run import stage
     from salvage.project import settings
     from salvage.reports import report
     from salvage.tables import files
 
-    loaded = settings.load()
+    if (attempts or facts) and not profiles:
+        raise SalvageError("--attempts and --facts go with --profiles; give the profiles that they belong to")
     chosen: dict[str, Any] = {name: value for name, value in (("folds", folds), ("repeats", repeats)) if value}
     chosen |= {"seed": seed} if seed >= 0 else {}
     chosen |= {"policies": tuple(policies.split(","))} if policies else {}
-    rows: list[dict[str, Any]] = []
     if profiles:
         sources = [Path(table) if table else None for table in (attempts, facts)]
-        rows = results.evaluate(loaded, Path(profiles), *sources, **chosen)
-    elif attempts or facts:
-        raise SalvageError("--attempts and --facts go with --profiles; give the profiles that they belong to")
+        rows = results.evaluate(settings.load(), Path(profiles), *sources, **chosen)
+        if json:
+            files.write_json(Path(json), rows)
     else:
-        from salvage.project import tracking
-
-        def work() -> None:
-            tables = (results.PROFILES, results.ATTEMPTS, results.FACTS)
-            rows.extend(results.evaluate(loaded, *tables, **chosen))
-            files.write_json(Path(json or results.EVALUATION), rows)
-            tracking.log_metrics(results.metrics(rows))
-
-        stage("evaluate", work)
-        quiet |= tracking.PARENT in os.environ  # the main job shows the table itself, last
-    if json and profiles:
-        files.write_json(Path(json), rows)
+        rows = results.evaluate_stage(_load("evaluate"), Path(json) if json else None, **chosen)
     if csv:
         results.write_csv(Path(csv), rows)
-    if not quiet:
+    if not quiet and (profiles or not _is_child()):
         report.show(rows)
+
+
+def _is_child() -> bool:
+    """Tell whether this is a stage of the main job, which shows what matters itself, last."""
+    from salvage.project import tracking
+
+    return tracking.PARENT in os.environ
 
 
 @app.command()
 def register(
     policy: Annotated[str, typer.Option(help="rule, fixed, random, calibrated, learned, portfolio.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Make it the champion whatever the gate says.")] = False,
+    out: Annotated[str, typer.Option(help="Write the fitted policy to this JSON file instead of registering it.")] = "",
     quiet: Quiet = False,
 ) -> None:
     """Register a fitted policy as salvage-router: the champion where it beats the one before, else the challenger."""
     from salvage.pipeline import results
-    from salvage.pipeline.run import stage
     from salvage.project import settings
 
-    loaded = settings.load()
-
-    def work() -> None:
-        told = results.register(loaded, policy, force=force)
-        if not quiet:
-            print(f"register: {told}")
-
-    stage("register", work)
+    if out:
+        if force:
+            raise SalvageError("--force is for the registry, and --out registers nothing; leave one out")
+        told = results.write_policy(settings.load(), policy, Path(out))
+    else:
+        told = results.register_stage(_load("register"), policy, force=force)
+    if not quiet:
+        print(f"register: {told}")
 
 
 Profiles = Annotated[str, typer.Option(help="A profiles table; the default is the study's, see params.yaml.")]
@@ -272,37 +306,17 @@ def methods(
 
 
 def _study(name: str, given: list[str], trials: int, json: str, quiet: bool) -> None:
-    from salvage.pipeline import results
-    from salvage.pipeline.run import stage
-    from salvage.project import settings, tracking
-    from salvage.reports import study_report
-    from salvage.studies import study
-    from salvage.tables import files
-
-    loaded = settings.load()
-    work = getattr(study, name)
-    trials = trials or loaded["study"]["trials"]
-    if given[0]:
-        paths = [Path(table) if table else None for table in given[1:]]
-        told = work(loaded, study.Tables(Path(given[0]), *paths), trials, quiet=quiet).told
-        if json:
-            files.write_json(Path(json), told)
-    elif any(given):
+    if any(given[1:]) and not given[0]:
         raise SalvageError("tables go with --profiles; give the profiles that they belong to")
-    else:
-        findings: list[study.Findings] = []
+    extras.need(f"salvage {name}", *(("studies",) if given[0] else NEEDS[name]))
+    from salvage.pipeline import studying
+    from salvage.project import settings
+    from salvage.reports import study_report
+    from salvage.studies.study import Tables
 
-        def studied() -> None:
-            tables = study.Tables.of(loaded)
-            findings.append(work(loaded, tables, trials, quiet=quiet))
-            out = Path(json) if json else {"regimes": study.REGIMES, "methods": study.METHODS}[name]
-            kept = results.keep(findings[0], out, tables)
-            if not quiet:
-                print(f"{name}: {kept}")
-
-        stage(name, studied)
-        told = findings[0].told
-    if not quiet and tracking.PARENT not in os.environ:
+    tables = Tables(Path(given[0]), *(Path(table) if table else None for table in given[1:])) if given[0] else None
+    told = studying.study(settings.load(), name, tables, trials, Path(json) if json else None, quiet=quiet)
+    if not quiet and (tables or not _is_child()):
         study_report.show(told)
 
 
@@ -312,12 +326,16 @@ def rescue(
     ancestor: Annotated[str, typer.Option(help="The model that it was post-trained from.")] = "",
     cell: Annotated[str, typer.Option(help="A pair of params.yaml by name, in place of the two.")] = "",
     problems: Annotated[str, typer.Option(help="A problem file (JSONL) or set; a lab cell has held-out ones.")] = "",
-    policy: Annotated[str, typer.Option(help="A registered policy's URI; or retry.")] = "",
+    policy: Annotated[
+        str, typer.Option(help="A policy file, a registered one's URI, or retry; else the champion.")
+    ] = "",
     attempts: Annotated[int, typer.Option(help="Budget a problem, first rollout included; 8 where none is given.")] = 0,
     tokens: Annotated[int, typer.Option(help="Budget a problem, in model-tokens.")] = 0,
     in_all: Annotated[bool, typer.Option("--in-all", help="The budget is for all problems together.")] = False,
     price: Annotated[float, typer.Option(help="Stop where a retry's worth of tokens has a smaller chance.")] = 0.0,
-    compare: Annotated[str, typer.Option(help="Compare arms instead: retry,rule,portfolio,models:/... .")] = "",
+    compare: Annotated[
+        str, typer.Option(help="Compare arms instead: retry,rule,portfolio, or a policy's file or URI.")
+    ] = "",
     out: Annotated[str, typer.Option(help="Outcomes, a line of JSON each; goes on where it was.")] = "rescued.jsonl",
     traces: Annotated[float, typer.Option(help="Share of the problems to trace in MLflow, 0 to 1.")] = 0.1,
     json: Annotated[str, typer.Option(help="Write the comparison's rows here as JSON.")] = "",
@@ -326,14 +344,6 @@ def rescue(
 ) -> None:
     """Solve problems, spending where failures say it pays; without a pair of models, the stage that compares arms."""
     own = any((specialist, ancestor, cell, problems))
-    loaded = _load("own pair" if own else "rescue")
-    from salvage.pipeline.run import stage
-    from salvage.project import tracking
-    from salvage.rescue import comparison, solving
-    from salvage.rescue.loop import Budget
-    from salvage.tables import files
-
-    rows: list[dict[str, Any]] = []
     values = {"policy": policy, "attempts": attempts, "tokens": tokens, "in-all": in_all, "price": price}
     idle = [f"--{name}" for name, value in values.items() if value]
     if idle and (compare or not own):
@@ -341,26 +351,33 @@ def rescue(
             f"{', '.join(idle)}: for a policy that solves one's own problems (--specialist and --ancestor, or --cell); "
             "arms are compared as the section `rescue` of params.yaml says, so leave that out"
         )
-    if price and policy == comparison.RETRY:
-        raise SalvageError("--price is what a policy weighs chances against, and retry knows none; leave it out")
+    if attempts and tokens:
+        raise SalvageError("--attempts and --tokens were both given; choose one")
     if not own:
-        if compare:
-            loaded.raw["rescue"]["arms"] = compare.split(",")
-        stage("rescue", lambda: rows.extend(solving.compare_stage(loaded, quiet=quiet)))
+        from salvage.pipeline import results
+
+        rows = results.rescue_stage(_load("rescue"), compare, quiet=quiet)
     else:
-        if attempts and tokens:
-            raise SalvageError("--attempts and --tokens were both given; choose one")
-        budget = Budget(tokens or attempts or 8, "tokens" if tokens else "attempts", in_all)
+        extras.need("salvage rescue", "engine")
+        from salvage.project import settings
+        from salvage.rescue import solving
+        from salvage.rescue.loop import Budget
+
+        loaded, budget = settings.load(), Budget(tokens or attempts or 8, "tokens" if tokens else "attempts", in_all)
         mine, table = solving.choose(loaded, cell, specialist, ancestor, problems, engine)
-        with tracking.run("rescue"):
-            if not compare:
-                chosen = policy or "models:/salvage-router@champion"
-                lost = solving.solve(loaded, mine, table, chosen, budget, price, Path(out), traces, quiet=quiet)
-                sys.exit(bool(lost))
-            rows = solving.compare(loaded, mine, table, compare.split(","), quiet=quiet)
+        if not compare:
+            sys.exit(bool(solving.solve(loaded, mine, table, policy, budget, price, Path(out), traces, quiet=quiet)))
+        rows = solving.compare(loaded, mine, table, compare.split(","), quiet=quiet)
+    _tell_arms(rows, json, quiet or (not own and _is_child()))
+
+
+def _tell_arms(rows: list[dict[str, Any]], json: str, quiet: bool) -> None:
+    from salvage.rescue import solving
+    from salvage.tables import files
+
     if json:
         files.write_json(Path(json), rows)
-    if rows and not quiet and tracking.PARENT not in os.environ:
+    if not quiet:
         solving.show(rows)
 
 
@@ -389,16 +406,10 @@ def show(
 def report(quiet: Quiet = False) -> None:
     """Draw the pictures and write the page of them."""
     from salvage.pipeline import results
-    from salvage.pipeline.run import stage
-    from salvage.project import settings, tracking
 
-    def work() -> None:
-        results.report(settings.load())
-        tracking.log_pictures(results.REPORT)
-        if not quiet:
-            print(f"report: {results.REPORT}/index.html")
-
-    stage("report", work)
+    results.report_stage(_load("report"))
+    if not quiet:
+        print(f"report: {results.REPORT}/index.html")
 
 
 @app.command()
@@ -411,10 +422,25 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Do the main job: every stage that is not up to date, ending in a registered champion."""
+    extras.need("salvage run", *NEEDS["run"])
+    from salvage.pipeline.run import run as every_stage
 
-    from salvage.pipeline.run import run as whole
+    every_stage(profile or None, specialist or None, ancestor or None, problems or None, engine or None, quiet=quiet)
 
-    whole(profile or None, specialist or None, ancestor or None, problems or None, engine or None, quiet=quiet)
+
+@app.command()
+def new(
+    folder: Annotated[str, typer.Argument(help="Where; made if it is not there.")],
+    quiet: Quiet = False,
+) -> None:
+    """Lay down a project for one's own models: params.yaml, dvc.yaml, MLproject and an example problem file."""
+    from salvage.project.new import lay_down
+
+    files = lay_down(Path(folder))
+    if not quiet:
+        print(f"new: {', '.join(str(path) for path in files)}")
+        print(f"next: cd {shlex.quote(folder)}, write your problems into problems.jsonl, and")
+        print("  salvage run --specialist MODEL --ancestor BASE --problems problems.jsonl")
 
 
 @app.command("import-rollouts")

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from salvage.errors import SalvageError
+from salvage.pipeline.declared import stage
+from salvage.policies.fitted import Fitted
 from salvage.project.settings import Settings
-from salvage.studies import study
-from salvage.studies.study import Findings, Tables
+from salvage.studies import study as studying
+from salvage.studies.study import Tables
 from salvage.tables import schema
 from salvage.tables.files import write_json, write_text
+from salvage.tables.vocabulary import OPERATORS
 
 if TYPE_CHECKING:
     from salvage.method.profiles import Tallies
@@ -42,6 +44,46 @@ def evaluate(
     return protocols.evaluate(table, tried, facts=known, **values)
 
 
+def evaluate_stage(settings: Settings, out: Path | None, **chosen: Any) -> list[dict[str, Any]]:
+    """Evaluate on the pipeline's own tables, as a stage; write the rows to `out` instead of where the report looks."""
+    from salvage.project import tracking
+
+    rows: list[dict[str, Any]] = []
+
+    def work() -> None:
+        rows.extend(evaluate(settings, PROFILES, ATTEMPTS, FACTS, **chosen))
+        write_json(out or EVALUATION, rows)
+        tracking.log_metrics(metrics(rows))
+
+    stage("evaluate", work)
+    return rows
+
+
+def register_stage(settings: Settings, policy: str, *, force: bool) -> str:
+    """Register a policy, as a stage; return what became of it."""
+    told: list[str] = []
+    stage("register", lambda: told.append(register(settings, policy, force=force)))
+    return told[0]
+
+
+def fitted_policy(settings: Settings, name: str) -> tuple[Fitted, pd.DataFrame, Tallies]:
+    """Fit a policy on the pipeline's tables; return it with what it was fitted on."""
+    failures, tallies = _to_learn_from(settings)
+    return Fitted.fit(name, failures, tallies, OPERATORS, **_tuning(settings, name)), failures, tallies
+
+
+def _tuning(settings: Settings, name: str) -> dict[str, Any]:
+    return {"trials": settings["evaluate"]["trials"], "seed": settings.seed} if name == "learned" else {}
+
+
+def write_policy(settings: Settings, policy: str, out: Path) -> str:
+    """Fit a policy on the pipeline's tables and write it as a file, which `route` and `rescue` take; say what it is."""
+    name = policy or settings["register"]["policy"]
+    fitted, failures, _ = fitted_policy(settings, name)
+    write_text(out, json.dumps(fitted.to_dict()) + "\n")
+    return f"{name}, fitted on {len(failures)} failures of {failures['cell'].nunique()} cells, is in {out}"
+
+
 def register(settings: Settings, policy: str = "", *, force: bool = False) -> str:
     """Fit a policy on the pipeline's tables and register it, as champion where the gate lets it through.
 
@@ -58,21 +100,19 @@ def register(settings: Settings, policy: str = "", *, force: bool = False) -> st
         What became of it and why.
     """
     from salvage.evaluation.gate import judge
-    from salvage.policies.fitted import Fitted
     from salvage.serving import registry
-    from salvage.tables.vocabulary import OPERATORS
 
     name = policy or settings["register"]["policy"]
-    failures, tallies = _to_learn_from(settings)
-    tuning = {"trials": settings["evaluate"]["trials"], "seed": settings.seed} if name == "learned" else {}
-    fitted = Fitted.fit(name, failures, tallies, OPERATORS, **tuning)
+    fitted, failures, tallies = fitted_policy(settings, name)
     champion = registry.champion()
     tags: dict[str, Any] = {"failures": len(failures), "cells": failures["cell"].nunique()}
     if champion is None:
         alias, why = "champion", "there was none before it"
     else:
         resamples = settings["evaluate"]["resamples"]
-        verdict = judge(name, champion, failures, tallies, seed=settings.seed, resamples=resamples, **tuning)
+        verdict = judge(
+            name, champion, failures, tallies, seed=settings.seed, resamples=resamples, **_tuning(settings, name)
+        )
         tags |= verdict.tags() | {"gate.champion": champion.name, "forced": force and not verdict.better}
         alias = "champion" if verdict.better or force else "challenger"
         why = f"against the champion ({champion.name}) {verdict}"
@@ -111,13 +151,35 @@ def ensure_registered(settings: Settings) -> bool:
     return True
 
 
+def rescue_stage(settings: Settings, arms: str, *, quiet: bool) -> list[dict[str, Any]]:
+    """Compare arms in the lab's cells, as a stage; `arms` in place of those of params.yaml."""
+    from salvage.rescue import solving
+
+    if arms:
+        settings.raw["rescue"]["arms"] = arms.split(",")
+    rows: list[dict[str, Any]] = []
+    stage("rescue", lambda: rows.extend(solving.compare_stage(settings, quiet=quiet)))
+    return rows
+
+
+def report_stage(settings: Settings) -> None:
+    """Draw the report, as a stage."""
+    from salvage.project import tracking
+
+    def work() -> None:
+        report(settings)
+        tracking.log_pictures(REPORT)
+
+    stage("report", work)
+
+
 def report(settings: Settings) -> None:
     """Draw the pictures of the pipeline's results and of the studies' into report/, and write the page of them."""
     from salvage.policies.rule import Rule
     from salvage.reports import page, study_report
     from salvage.reports.report import arm_curves, budget_curves, panel, rescue_bars
 
-    profiles, rows, tables = schema.read(PROFILES, schema.PROFILES), saved_rows(), study.Tables.of(settings)
+    profiles, rows, tables = schema.read(PROFILES, schema.PROFILES), saved_rows(), Tables.of(settings)
     routed = Rule.fit(profiles).route(profiles)
     REPORT.mkdir(exist_ok=True)
     for old in REPORT.glob("*.svg"):  # the page shows those that are there
@@ -126,7 +188,7 @@ def report(settings: Settings) -> None:
     rescue_bars(rows, REPORT / "rescue.png")
     budget_curves(rows, REPORT / "budgets.png")
     told: dict[str, Any] = {}
-    for path in filter(Path.exists, (study.REGIMES, study.METHODS)):
+    for path in filter(Path.exists, (studying.REGIMES, studying.METHODS)):
         told[path.stem] = _saved(path, f"salvage {path.stem}")
         study_report.pictures(told[path.stem], schema.read(tables.profiles, schema.PROFILES), REPORT)
     if page.RESCUE.exists():
@@ -171,39 +233,3 @@ def _spending(row: dict[str, Any]) -> str:
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write the rows as CSV."""
     write_text(path, pd.DataFrame(rows).to_csv(index=False))
-
-
-def keep(findings: Findings, out: Path, tables: Tables) -> str:
-    """Write a study's figures, log its trials and pictures to the open run, register its classifier; say what became.
-
-    Returns
-    -------
-    str
-        One line for the user.
-    """
-    from salvage.project import tracking
-    from salvage.reports import study_report
-    from salvage.serving import registry
-    from salvage.tables.files import write_json
-
-    write_json(out, findings.told)
-    tracking.log_trials(findings.trials)
-    tracking.log_metrics(headlines(findings.told))
-    with tempfile.TemporaryDirectory() as folder:
-        study_report.pictures(findings.told, findings.table, Path(folder))
-        tracking.log_pictures(Path(folder))
-    paths = [path for path in (tables.profiles, tables.attempts, tables.facts, tables.features) if path]
-    data = {f"data.{path.name}": tracking.dvc_hash(path) for path in paths}
-    tags = data | {name: f"{value:.4f}" for name, value in headlines(findings.told).items()}
-    version = registry.register_classifier(findings.classifier, findings.frozen, study_report.card(findings.told), tags)
-    return f"version {version} of {registry.CLASSIFIERS[findings.frozen['study']]}, champion"
-
-
-def headlines(told: dict[str, Any]) -> dict[str, float]:
-    """Return a study's few figures that MLflow shows first."""
-    if "regimes" in told:
-        first = next(row for row in told["regimes"] if row["measure"] == "macro_auc")
-        stable = [row["value"] for row in told["clusters"] if row.get("chosen")]
-        return {"macro_auc": first["value"], "clusters_adjusted_rand": min(stable)}
-    rows = [row for row in told["methods"] if row["measure"] == "accuracy" and row["way"] == "bag"]
-    return {f"accuracy.{row['split']}.bag{row['bag']}".replace(" ", "_"): row["value"] for row in rows}

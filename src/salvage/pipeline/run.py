@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from salvage.engine.choice import chosen
 from salvage.errors import SalvageError
+from salvage.project import settings
+from salvage.tables.files import beside
 
-PARAMS = Path("params.yaml")
-STAGES = Path("dvc.yaml")
 UP_TO_DATE = "Data and pipelines are up to date."  # what DVC prints where no stage had to run
 
 
@@ -45,7 +40,7 @@ def run(
     import mlflow
 
     from salvage.pipeline import results
-    from salvage.project import settings, tracking
+    from salvage.project import tracking
 
     if engine:
         chosen(engine)  # a name that is not known changes nothing
@@ -54,6 +49,10 @@ def run(
     known = settings.load()  # a mistake in params.yaml ends the job before a run is opened
     for name in {cell.engine for cell in known.cells}:
         chosen(name)
+    if not known.cells:
+        raise SalvageError(
+            "there is no pair of models to run; give --specialist, --ancestor and --problems, or a profile with cells"
+        )
     if changed and not quiet:
         print(f"params.yaml: set {', '.join(changed)}", flush=True)
     with tracking.run("main") as run_id:
@@ -102,46 +101,52 @@ def own_pair(
 
 
 def override(
-    profile: str | None, pair: dict[str, Any] | None, engine: str | None = None, path: Path = PARAMS
+    profile: str | None, pair: dict[str, Any] | None, engine: str | None = None, path: Path = settings.PARAMS
 ) -> list[str]:
     """Set the profile, the own pair and the lab's engine in params.yaml, comments kept, and return what changed.
 
     A pair replaces the entry of its name.
     """
+    if not path.exists():
+        raise SalvageError(
+            f"there is no {path} here, which a project has; run this in a project's folder, "
+            "or make one: salvage new FOLDER"
+        )
+    known = settings.load(path).raw  # what is left out has the built-in value
+    if profile is not None and profile not in known["profiles"]:
+        raise SalvageError(
+            f"{path}: profile {profile!r} is not one of {', '.join(known['profiles'])}; correct --profile"
+        )
+    wanted: dict[str, Any] = {name: value for name, value in (("profile", profile), ("engine", engine)) if value}
+    wanted = {name: value for name, value in wanted.items() if value != known[name]}
+    changed = [f"{name} = {value}" for name, value in wanted.items()]
+    cells = [cell for cell in known["cells"] or [] if pair is None or cell["name"] != pair["name"]]
+    if pair is not None and [*cells, pair] != known["cells"]:
+        wanted["cells"] = [*cells, pair]
+        changed.append(f"cells: {pair['name']}")
+    if changed:
+        _edit(path, wanted)
+    return changed
+
+
+def _edit(path: Path, wanted: dict[str, Any]) -> None:
+    """Set values in a YAML file, its comments kept."""
     from ruamel.yaml import YAML
+    from ruamel.yaml.comments import CommentedSeq
 
     editor = YAML()
     editor.preserve_quotes = True
     editor.width = 4096
-    try:
-        values = editor.load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SalvageError(f"{path}: there is no such file here; run salvage in the project's folder") from None
-    changed = []
-    if profile is not None and profile not in values["profiles"]:
-        raise SalvageError(
-            f"{path}: profile {profile!r} is not one of {', '.join(values['profiles'])}; correct --profile"
-        )
-    if profile is not None and profile != values["profile"]:
-        values["profile"] = profile
-        changed.append(f"profile = {profile}")
-    if engine and engine != values["engine"]:
-        values["engine"] = engine
-        changed.append(f"engine = {engine}")
-    others = [cell for cell in values["cells"] if pair is None or cell["name"] != pair["name"]]
-    if pair is not None and [*others, pair] != list(values["cells"]):
-        values["cells"][:] = [*others, pair]
-        values["cells"].fa.set_block_style()
-        changed.append(f"cells: {pair['name']}")
-    if changed:
-        beside = path.with_name(f".{path.name}.tmp")
-        try:
-            with beside.open("w", encoding="utf-8") as file:
-                editor.dump(values, file)
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
-    return changed
+    values = editor.load(path.read_text(encoding="utf-8"))
+    for name, value in wanted.items():
+        old = values.get(name)
+        if isinstance(old, CommentedSeq):  # in place, or the comments around it would go
+            old[:] = value
+            old.fa.set_block_style()
+        else:
+            values[name] = value
+    with beside(path) as part, part.open("w", encoding="utf-8") as file:
+        editor.dump(values, file)
 
 
 def repro(run_id: str, *, quiet: bool) -> bool:
@@ -170,36 +175,3 @@ def repro(run_id: str, *, quiet: bool) -> bool:
     if process.returncode:
         raise SalvageError("a stage failed; correct what it says above and run again: finished stages are kept")
     return not up_to_date
-
-
-def stage(name: str, work: Callable[[], Any]) -> None:
-    """Do one stage's work under its MLflow run, with the parameters and tables that dvc.yaml declares for it."""
-    from salvage.project import tracking
-
-    with tracking.stage_run(name, *declared(name)):
-        work()
-
-
-def declared(name: str) -> tuple[dict[str, Any], list[Path], list[Path]]:
-    """Return a stage's parameters, the tables it reads and those it writes, as dvc.yaml has them."""
-    try:
-        values = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
-        text = STAGES.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise SalvageError(
-            f"{error.filename}: there is no such file here; run salvage in the project's folder"
-        ) from None
-    text = re.sub(r"\$\{([\w.]+)\}", lambda match: str(_lookup(values, match[1])), text)
-    entry = yaml.safe_load(text)["stages"][name]
-    params = {key: _lookup(values, key) for key in entry.get("params", [])}
-    outs = [
-        out if isinstance(out, str) else next(iter(out)) for key in ("outs", "metrics") for out in entry.get(key, [])
-    ]
-    reads = [Path(dep) for dep in entry["deps"] if not dep.startswith("src/")]
-    return params, reads, [Path(out) for out in outs]
-
-
-def _lookup(values: dict[str, Any], key: str) -> Any:
-    for part in key.split("."):
-        values = values[part]
-    return json.dumps(values) if isinstance(values, list) else values

@@ -1,8 +1,9 @@
-"""params.yaml, read once: the seed, the profile, the cells."""
+"""The settings, read once: built-in ones, and over them those of the params.yaml that lies here."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ import yaml
 
 from salvage.errors import SalvageError
 
+PARAMS = Path("params.yaml")
 MODELS = Path("data/models")
 LAB_PROBLEMS = "lab"
+NO_LAB: dict[str, Any] = {"lab": {"families": [], "seeds": {}, "ancestors": 0, "steps": {}}}
+NO_LAB |= dict.fromkeys(("problems", "side_by_side", "rescue"), 0)  # what a profile has that says nothing of the lab
 
 
 @dataclass(frozen=True)
@@ -70,24 +74,22 @@ class Settings:
         return dict(self.raw[section])
 
 
-def load(path: str | Path = "params.yaml") -> Settings:
-    """Read params.yaml.
+def load(path: str | Path = PARAMS) -> Settings:
+    """Read the settings: those that are built in, where there is a params.yaml its own over them.
 
     Raises
     ------
     SalvageError
-        Where the file is missing or not YAML, the profile unknown, or a cell incomplete or named twice.
+        Where the file is not YAML, the profile unknown, or a cell incomplete or named twice.
     """
     path = Path(path)
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SalvageError(f"{path}: there is no such file here; run salvage in the project's folder") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SalvageError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from None
-    profile = raw.get("profile")
-    if profile not in raw.get("profiles", {}):
-        raise SalvageError(f"{path}: profile {profile!r} is not one of {', '.join(raw.get('profiles', {}))}")
+    built_in = resources.files("salvage.project").joinpath("template/params.yaml").read_text(encoding="utf-8")
+    raw = _over(yaml.safe_load(built_in), _read(path))
+    raw["profiles"] = {name: NO_LAB | values for name, values in raw["profiles"].items()}
+    raw.setdefault("methods", [])
+    profile = raw["profile"]
+    if profile not in raw["profiles"]:
+        raise SalvageError(f"{path}: profile {profile!r} is not one of {', '.join(raw['profiles'])}")
     lab = _lab_models(raw["profiles"][profile]["lab"], raw["methods"])
     cells = lab_cells(raw, profile)
     cells += [_own_cell(path, i, entry) for i, entry in enumerate(raw.get("cells") or [])]
@@ -96,6 +98,25 @@ def load(path: str | Path = "params.yaml") -> Settings:
         twice = next(name for name in names if names.count(name) > 1)
         raise SalvageError(f"{path}: cell {twice!r} stands twice; give each cell its own name")
     return Settings(raw=raw, seed=int(raw["seed"]), profile=profile, lab=lab, cells=cells)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SalvageError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict | None):
+        raise SalvageError(f"{path} is not a table of settings but {str(values)[:40]!r}; see `salvage new`")
+    return values or {}
+
+
+def _over(values: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Return values with one's own over them, section by section."""
+    both = values | own
+    sections = [name for name in own if isinstance(values.get(name), dict) and isinstance(own[name], dict)]
+    return both | {name: _over(values[name], own[name]) for name in sections}
 
 
 def lab_cells(raw: dict[str, Any], profile: str) -> list[Cell]:

@@ -31,6 +31,7 @@ from salvage.project.pool import each
 from salvage.project.settings import Cell, Settings
 from salvage.rescue.loop import SOLVED, Budget, Loop, Outcome, fingerprint
 from salvage.rescue.waves import Waves
+from salvage.serving import policy_uri
 from salvage.tables import files, schema, shards, vocabulary
 
 RETRY = "retry"
@@ -44,7 +45,8 @@ MORE = 4  # retry is followed beyond the largest budget, to find where it has sp
 
 
 def fit_arms(settings: Settings, names: list[str]) -> dict[str, Fitted | None]:
-    """Fit each arm's policy on the tables of params.yaml; an arm may also be a registered policy's URI.
+    """Fit each arm's policy on the tables of params.yaml; an arm may also be a policy file or a registered
+    policy's URI.
 
     They learn from what the loop will know: the first rollouts that failed, all of them. Where two tables have a cell
     of one name, the first counts.
@@ -54,17 +56,15 @@ def fit_arms(settings: Settings, names: list[str]) -> dict[str, Fitted | None]:
     for name in names:
         if name == RETRY:
             arms[name] = None
-        elif name.startswith("models:/"):
-            from salvage.project import tracking
-            from salvage.serving import registry
-
-            tracking.connect()
-            arms[name] = registry.load(name)
+        elif name.startswith("models:/") or name.endswith(".json"):
+            arms[name] = policy_uri.load(name)
         elif name in POLICIES:
             learnt = learnt or first_failures(settings)
             arms[name] = Fitted.fit(name, *learnt, vocabulary.OPERATORS)
         else:
-            raise SalvageError(f"arm {name!r} is not one of retry, {', '.join(POLICIES)} or a models:/ URI; correct it")
+            raise SalvageError(
+                f"arm {name!r} is not one of retry, {', '.join(POLICIES)}, a policy file or a models:/ URI; correct it"
+            )
     return arms
 
 

@@ -26,6 +26,7 @@ from salvage.project import settings as params
 from salvage.project.settings import Cell, Settings
 from salvage.rescue.guide import STOP, Route, routes
 from salvage.rescue.waves import SAMPLE, Try, Waves
+from salvage.serving import policy_uri
 from salvage.tables import shards
 from salvage.tables.files import whole_lines
 
@@ -318,7 +319,7 @@ def rescue(
     cell : Cell
         The pair of models: `salvage.rescue.pair(specialist, ancestor)` makes one.
     policy : Fitted, str or None
-        A fitted policy, a registered one's URI, or None for retries alone.
+        A fitted policy, a policy file or a registered one's URI, or None for retries alone.
     budget : Budget
     price : float
         Stop where another retry's worth of tokens would rescue with a smaller chance; for a portfolio.
@@ -342,7 +343,7 @@ def rescue(
     """
     settings = settings or params.load()
     table = problem_sets.load(problems) if isinstance(problems, str) else problems
-    fitted = _loaded(policy) if isinstance(policy, str) else policy
+    fitted = policy_uri.load(policy) if isinstance(policy, str) else policy
     first = int(settings["rescue"]["rollouts"])
     told = [asdict(budget), price, look, fitted.version if fitted else "retry"]
     mark = fingerprint(cell, table, settings, told)
@@ -382,14 +383,6 @@ def fingerprint(cell: Cell, problems: pd.DataFrame, settings: Settings, *parts: 
 def pair(specialist: str, ancestor: str, name: str = "", engine: str = "auto") -> Cell:
     """Return a cell of one's own: what `rescue` and `salvage rescue` call a pair of models."""
     return Cell(name or Path(specialist).name, specialist, ancestor, "", "unknown", 0, "own", engine)
-
-
-def _loaded(uri: str) -> Fitted:
-    from salvage.project import tracking
-    from salvage.serving import registry
-
-    tracking.connect()
-    return registry.load(uri)
 
 
 def _written(outcomes: Iterator[Outcome], out: Path) -> Iterator[Outcome]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.table import Table
 
 from salvage.errors import SalvageError
 from salvage.problems import sets as problem_sets
-from salvage.project import tracking
+from salvage.project import extras
 from salvage.project.pool import bar
 from salvage.project.settings import LAB_PROBLEMS, Cell, Settings
 from salvage.reports.page import RESCUE, VIEWS
@@ -22,6 +23,7 @@ from salvage.rescue import comparison
 from salvage.rescue.loop import SOLVED, UNVERIFIED, Attempt, Budget, Outcome, pair, rescue
 from salvage.tables.files import write_json
 
+CHAMPION = "models:/salvage-router@champion"
 TOLD = 10.0  # seconds between lines where there is no terminal
 
 
@@ -61,23 +63,25 @@ def solve(
     Parameters
     ----------
     policy : str
-        A registered policy's URI, or `retry`.
+        A policy file, a registered policy's URI, or `retry`; empty: the champion.
     traced : float
         Share of the problems that become MLflow traces.
     """
-    known = None if policy == comparison.RETRY else policy
+    if price and policy == comparison.RETRY:
+        raise SalvageError("--price is what a policy weighs chances against, and retry knows none; leave it out")
+    known = None if policy == comparison.RETRY else policy or CHAMPION
     done: list[Outcome] = []
     start = last = time.monotonic()
-    with bar(quiet) as progress:
+    with _run(), bar(quiet) as progress:
         task = progress.add_task("rescue", total=len(problems))
         for outcome in rescue(problems, cell, known, budget, price=price, out=out, settings=settings):
             done.append(outcome)
-            _trace(outcome, traced)
+            _trace(outcome, traced if extras.has("track") else 0)
             progress.update(task, advance=1, description=f"rescue: {_so_far(done)}")
             if not quiet and not progress.console.is_terminal and time.monotonic() - last > TOLD:
                 last = time.monotonic()
                 print(f"rescue: {len(done)} of {len(problems)} ended, {_so_far(done)}", flush=True)
-    _log(done)
+        _log(done)
     if not quiet:
         show_table(summary(done, time.monotonic() - start))
         print(f"rescue: outcomes in {out}; read a failure with: salvage show PROBLEM --outcomes {out}")
@@ -101,10 +105,26 @@ def _trace(outcome: Outcome, share: float) -> None:
             tracing.trace(outcome)
 
 
+def _run() -> AbstractContextManager[object]:
+    """Open an MLflow run where MLflow is installed: solving needs none."""
+    if not extras.has("track"):
+        return nullcontext()
+    from salvage.project import tracking
+
+    return tracking.run("rescue")
+
+
+def _log_metrics(values: dict[str, float]) -> None:
+    if extras.has("track"):
+        from salvage.project import tracking
+
+        tracking.log_metrics(values)
+
+
 def _log(done: list[Outcome]) -> None:
     counts = Counter(o.status for o in done)
     tokens = {name: sum(getattr(o, name) for o in done) for name in ("model_tokens", "scored_tokens")}
-    tracking.log_metrics({**{k: float(v) for k, v in counts.items()}, **{k: float(v) for k, v in tokens.items()}})
+    _log_metrics({**{k: float(v) for k, v in counts.items()}, **{k: float(v) for k, v in tokens.items()}})
 
 
 def summary(done: list[Outcome], seconds: float) -> Table:
@@ -131,8 +151,9 @@ def compare(
 ) -> list[dict[str, Any]]:
     """Compare arms on one pair of models and problems that no arm was fitted on."""
     folder = comparison.TIMES.parent / "compare"
-    rows = comparison.compare(settings, {cell.name: (cell, problems)}, arms, folder, quiet=quiet)
-    tracking.log_metrics(metrics(rows))
+    with _run():
+        rows = comparison.compare(settings, {cell.name: (cell, problems)}, arms, folder, quiet=quiet)
+        _log_metrics(metrics(rows))
     return rows
 
 
@@ -162,7 +183,7 @@ def compare_stage(settings: Settings, *, quiet: bool) -> list[dict[str, Any]]:
     comparison.drop_others({cell.file for cell, _ in cells.values()})
     write_json(VIEWS, [view(told) for told in _kept(comparison.TABLES)])
     write_json(RESCUE, rows)
-    tracking.log_metrics(metrics(rows))
+    _log_metrics(metrics(rows))
     _trace_shown()
     return rows
 

@@ -1,0 +1,31 @@
+"""A fitted policy by what names it: a file that `salvage register --out` wrote, or a URI of MLflow's registry."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from salvage.errors import SalvageError
+from salvage.policies.fitted import Fitted
+
+
+def load(uri: str) -> Fitted:
+    """Return the policy; only a URI needs MLflow.
+
+    Raises
+    ------
+    SalvageError
+        Where there is no such file or registered policy, or it is another kind of file.
+    """
+    if uri.startswith("models:/") or not uri.endswith(".json"):
+        from salvage.project import tracking
+        from salvage.serving import registry
+
+        tracking.connect()
+        return registry.load(uri)
+    try:
+        return Fitted.from_dict(json.loads(Path(uri).read_text(encoding="utf-8")))
+    except OSError as error:
+        raise SalvageError(f"{uri} cannot be read: {error.strerror or error}; check the path") from None
+    except (ValueError, KeyError, TypeError, AttributeError):  # not JSON, or not of ours
+        raise SalvageError(f"{uri} is no policy file; salvage register --out FILE.json writes one") from None
