@@ -1,7 +1,8 @@
 # make run [PROFILE=quick|default|full]   builds .venv and runs the main job
 # make test   builds it and passes the tests     make lint   ruff, mypy, import-linter
-# make screenshots  takes docs/report*.png and docs/trace.png with Chromium
 # make serve  serves the champion on 127.0.0.1   make clean  removes what make made
+# make update  pulls what is new and brings the environment up to date; what a run changed stays as it is
+# make figures  keeps the last run's figures for the docs   make screenshots  takes the docs' pictures with Chromium
 PROFILE ?= default
 PYTHON ?= $(firstword $(shell command -v python3.11 python3 2>/dev/null))
 VENV := .venv
@@ -10,7 +11,7 @@ export MLFLOW_TRACKING_URI ?= sqlite:///mlflow.db
 STAMP := $(VENV)/.installed
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet --no-compile
 
-.PHONY: run test serve lint screenshots clean
+.PHONY: run test serve lint update figures screenshots clean
 
 run: $(STAMP)
 	mlflow run . --env-manager local --experiment-name salvage -P profile=$(PROFILE)
@@ -28,6 +29,14 @@ lint: $(STAMP)
 	ruff check .
 	mypy
 	lint-imports
+
+update:
+	git pull --autostash
+	$(MAKE) $(STAMP)
+
+figures:
+	cp metrics/*.json docs/figures/
+	cp dvc.lock docs/figures/run.lock
 
 screenshots: $(STAMP)
 	python tools/screenshots.py
