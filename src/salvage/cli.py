@@ -198,9 +198,9 @@ def _tell(routed: Any, out: str) -> None:
     if out:
         routed.to_csv(out, index=False)
         return
-    from salvage.reports import report
+    from salvage.reports.tables import answer_table, show_table
 
-    report.show_table(report.answer_table(routed))
+    show_table(answer_table(routed))
 
 
 @app.command()
@@ -221,7 +221,7 @@ def evaluate(
     """Compare policies and their baselines, by both protocols, with intervals."""
     from salvage.pipeline import results
     from salvage.project import settings
-    from salvage.reports import report
+    from salvage.reports.tables import show as show_rows
     from salvage.tables import files
 
     if (attempts or facts) and not profiles:
@@ -239,7 +239,7 @@ def evaluate(
     if csv:
         results.write_csv(Path(csv), rows)
     if not quiet and (profiles or not _is_child()):
-        report.show(rows)
+        show_rows(rows)
 
 
 def _is_child() -> bool:

@@ -177,7 +177,7 @@ def report(settings: Settings) -> None:
     """Draw the pictures of the pipeline's results and of the studies' into report/, and write the page of them."""
     from salvage.policies.rule import Rule
     from salvage.reports import page, study_report
-    from salvage.reports.report import arm_curves, budget_curves, panel, rescue_bars
+    from salvage.reports.pictures import arm_curves, budget_curves, panel, rescue_bars
 
     profiles, rows, tables = schema.read(PROFILES, schema.PROFILES), saved_rows(), Tables.of(settings)
     routed = Rule.fit(profiles).route(profiles)

@@ -67,20 +67,11 @@ def run(
 
 
 def closing(*, quiet: bool) -> str:
-    """Return the last words: where to look. The evaluation's table is printed before them unless `quiet`."""
-    from salvage.pipeline import results
-    from salvage.project import tracking
-    from salvage.reports import report
-    from salvage.rescue import solving
+    """Return the last words: the story of the run, and where the rest is; the latter alone where `quiet`."""
+    from salvage.pipeline import story
 
-    if not quiet:
-        report.show(results.saved_rows())
-        solving.show([row for row in solving.saved_rows() if row["cells"] == "all"])
-    store = os.environ.get("MLFLOW_TRACKING_URI") or tracking.STORE
-    store = store.replace(f"sqlite:///{Path.cwd()}/", "sqlite:///")  # as `mlflow run` has it
-    remote = store.startswith("http")
-    look = f"open {store}" if remote else f"mlflow ui --backend-store-uri {store}"
-    return f"report: {results.REPORT}/index.html   runs and the registered router: {look}   serve it: make serve"
+    figures = story.saved()
+    return f"report: {figures.report}   runs: {figures.store}" if quiet else story.told(figures)
 
 
 def own_pair(

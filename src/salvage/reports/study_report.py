@@ -11,10 +11,11 @@ import pandas as pd
 from rich.table import Table
 
 from salvage.evaluation.groups import NAMED
-from salvage.reports.report import COLOURS, pyplot, save, show_table
+from salvage.reports.pictures import COLOURS, LEAST_FEATURE, at_least, pyplot, save
+from salvage.reports.tables import show_table
 from salvage.tables.vocabulary import FEATURES, INTERVENTIONS
 
-# Okabe and Ito's, as in report.py.
+# Okabe and Ito's, as in pictures.py.
 OPERATOR_COLOURS = {"sparse_steer": "#E69F00", "sparse_steer_random": "#CC79A7", "local_temp": "#009E73"}
 OPERATOR_COLOURS |= {"dense_steer": "#0072B2", "nothing beyond retry": "#DDDDDD"}
 LINES = {"unseen seeds": "#0072B2", "unseen ancestors": "#009E73", "unseen family": "#D55E00"}
@@ -232,6 +233,7 @@ def stability_curves(rows: list[dict[str, Any]], path: Path) -> None:
         axis.set_title(family or "all failures", fontsize=10)
         axis.set_xlabel("clusters (band: 95% of resamples)")
         axis.grid(alpha=0.2)
+    at_least(axes[0, 0], y=0.1)
     axes[0, 0].set_ylabel("adjusted Rand index")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8)
     save(plt, figure, path)
@@ -248,7 +250,7 @@ def topography(profiles: pd.DataFrame, path: Path) -> None:
     size = (2.7 * len(methods) + 1.4, 2.6 * len(families) + 0.9)
     figure, axes = plt.subplots(len(families), len(methods), figsize=size, sharex=True, sharey=True, squeeze=False)
     x, y = profiles["spread"], profiles["concentration"]
-    extent = (*np.quantile(x, (0.005, 1)), *np.quantile(y, (0.005, 0.995)))
+    extent = (*_apart(*np.quantile(x, (0.005, 1))), *_apart(*np.quantile(y, (0.005, 0.995))))
     for row, family in zip(axes, families, strict=True):
         for axis, method in zip(row, methods, strict=True):
             mine = (parts[0] == family) & (parts[1] == method)
@@ -271,6 +273,12 @@ def topography(profiles: pd.DataFrame, path: Path) -> None:
     look = {"loc": "outside upper left", "ncols": 5, "alignment": "left", "fontsize": 8}
     figure.legend(handles=handles, title="rescues most there, on average", **look)
     save(plt, figure, path)
+
+
+def _apart(low: float, high: float, least: float = LEAST_FEATURE) -> tuple[float, float]:
+    """Return the ends of a range, moved apart where it is too small to lay a grid over."""
+    more = max(0.0, least - (high - low)) / 2
+    return low - more, high + more
 
 
 def _operators(axis: Any, mine: pd.DataFrame, extent: tuple[float, ...]) -> None:
@@ -303,6 +311,7 @@ def method_curves(rows: list[dict[str, Any]], path: Path) -> None:
         vote = [row for row in told if row["split"] == kind and row["way"] == "vote"]
         left.plot([r["bag"] for r in vote], [100 * r["value"] for r in vote], color=colour, linestyle=":")
     left.axhline(100 * rows[0]["majority"], color="black", linewidth=0.8)
+    at_least(left, y=10)
     left.set_xscale("log")
     ticks = sorted({row["bag"] for row in told})
     left.set_xticks(ticks, [str(t) for t in ticks])

@@ -18,7 +18,7 @@ from salvage.project import extras
 from salvage.project.pool import bar
 from salvage.project.settings import LAB_PROBLEMS, Cell, Settings
 from salvage.reports.page import RESCUE, VIEWS
-from salvage.reports.report import arm_table, show_table
+from salvage.reports.tables import arm_table, show_table
 from salvage.rescue import comparison
 from salvage.rescue.loop import SOLVED, UNVERIFIED, Attempt, Budget, Outcome, pair, rescue
 from salvage.tables.files import write_json
