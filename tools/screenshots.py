@@ -1,13 +1,15 @@
-"""Pictures of the report and of a trace in MLflow's pages, for docs/: `make screenshots`, with Chromium on PATH."""
+"""Pictures of a run's last screen, of the report and of a trace, for docs/: `make screenshots`, with Chromium."""
 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -32,6 +34,26 @@ def report(page: Page, folder: Path, out: Path) -> None:
             page.look(width, height, dark=dark)
             page.open(f"{address}/index.html")
             page.screenshot(out / f"{name}.png")
+
+
+def story(page: Page, out: Path) -> None:
+    """Take the last screen of the run in this folder, as terminals of 80 and of 120 columns show it."""
+    from rich.console import Console
+
+    from salvage.pipeline import story as telling
+    from salvage.project import tracking
+
+    tracking.connect()
+    figures = telling.saved()
+    for width in (80, 120):
+        console = Console(width=width, record=True, file=io.StringIO(), force_terminal=True)
+        console.print(telling.story(figures, min(width, telling.WIDEST)), width=min(width, telling.WIDEST))
+        with tempfile.TemporaryDirectory() as folder:
+            console.save_svg(str(Path(folder) / "story.svg"), title="make run")
+            with browser.served(Path(folder)) as address:
+                page.look(14 * width, 1000)
+                page.open(f"{address}/story.svg")
+                page.screenshot(out / f"story-{width}.png")
 
 
 def trace(page: Page, store: str, out: Path) -> None:
@@ -99,7 +121,7 @@ def _wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
 def main() -> None:
     """Take them all, or those that are named."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("pictures", nargs="*", help="report, trace; both where none is named")
+    parser.add_argument("pictures", nargs="*", help="story, report, trace; all where none is named")
     parser.add_argument("--store", default=os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db")
     parser.add_argument("--report", type=Path, default=Path("report"))
     parser.add_argument("--out", type=Path, default=Path("docs"))
@@ -108,6 +130,8 @@ def main() -> None:
     if program is None:
         sys.exit(f"screenshots: none of {', '.join(browser.NAMES)} is on PATH; install Chromium")
     with browser.browser(program) as page:
+        if not given.pictures or "story" in given.pictures:
+            story(page, given.out)
         if not given.pictures or "report" in given.pictures:
             report(page, given.report, given.out)
         if not given.pictures or "trace" in given.pictures:
