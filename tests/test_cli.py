@@ -81,10 +81,11 @@ def test_route_imports_neither_torch_nor_mlflow(file):
         (["route", "--profiles", "none.csv"], "none.csv: there is no such file"),
         (["route", "--profiles", "failures.csv", "--reference", "x.csv", "--model", "y"], "choose one"),
         (["route", "--profiles", "failures.csv", "--no-fallback", "--model", "y"], "--no-fallback does not go"),
-        (["evaluate", "--profiles", "failures.csv"], "params.yaml: there is no such file here"),
-        (["regimes"], "params.yaml: there is no such file here"),
-        (["sample"], "params.yaml: there is no such file here"),
-        (["run"], "params.yaml: there is no such file here"),
+        (["regimes"], "there is no dvc.yaml here, and regimes is a stage of a project"),
+        (["sample"], "there is no dvc.yaml here, and sample is a stage of a project"),
+        (["run"], "there is no params.yaml here, which a project has"),
+        (["register", "--out", "p.json", "--force"], "--out registers nothing"),
+        (["route", "--profiles", "failures.csv", "--model", "none.json"], "none.json cannot be read"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(file, arguments, sentence):

@@ -15,6 +15,8 @@ import yaml
 from salvage import cli
 from salvage.errors import SalvageError
 from salvage.pipeline import run as pipeline
+from salvage.pipeline.declared import declared
+from salvage.project import settings
 from salvage.tables import schema, vocabulary
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +40,7 @@ def test_the_surfaces_name_the_same_stages():
     commands = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
     assert list(stages) == STAGES
     assert set(entries) == {*STAGES, "main", "route"}
-    assert commands == {*STAGES, "route", "run", "show", "import-rollouts", "import-profiles"}
+    assert commands == {*STAGES, "route", "run", "show", "import-rollouts", "import-profiles", "new"}
     for name, stage in stages.items():
         assert stage["cmd"] == f"python -m salvage {name}"
     for name, entry in entries.items():
@@ -52,13 +54,13 @@ def test_the_code_that_a_stage_depends_on_exists():
 
 
 def test_declared_parameters_are_those_of_the_profile(project):
-    params, reads, writes = pipeline.declared("intervene")
+    params, reads, writes = declared("intervene")
     profile = yaml.safe_load((project / "params.yaml").read_text())["profile"]
     assert f"profiles.{profile}.attempts" in params
     assert Path("data/rollouts") in reads
     assert writes == [Path("data/attempts")]
     for name in STAGES:
-        pipeline.declared(name)
+        declared(name)
 
 
 def test_an_override_keeps_every_other_line(project):
@@ -101,8 +103,30 @@ def test_a_wrong_parameter_changes_nothing(project, call, sentence):
 
 def test_elsewhere_than_in_the_project_it_says_so(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SalvageError, match=r"params.yaml: there is no such file here"):
+    with pytest.raises(SalvageError, match=r"there is no params.yaml here.*salvage new FOLDER"):
         pipeline.override("quick", None)
+    with pytest.raises(SalvageError, match=r"there is no dvc.yaml here, and sample is a stage"):
+        declared("sample")
+
+
+def test_a_stage_that_the_project_does_not_have_is_said_to_be_none(project):
+    (project / "dvc.yaml").write_text("stages:\n  sample: {cmd: python -m salvage sample}\n")
+    with pytest.raises(SalvageError, match=r"regimes is no stage of this project \(dvc.yaml\)"):
+        declared("regimes")
+
+
+def test_what_is_left_out_of_params_has_its_built_in_value(project):
+    (project / "params.yaml").write_text("profile: own # mine\nsample: {max_tokens: 7}\n")
+    assert settings.load().raw["sample"] == settings.load("none.yaml").raw["sample"] | {"max_tokens": 7}
+    assert pipeline.override("own", {"name": "mine", **PAIR}, "vllm") == ["engine = vllm", "cells: mine"]
+    assert "# mine" in (project / "params.yaml").read_text()
+    assert [cell.name for cell in settings.load().cells] == ["mine|arithmetic"]
+
+
+def test_a_run_without_a_pair_of_models_says_so(project):
+    (project / "params.yaml").write_text("{}\n")
+    with pytest.raises(SalvageError, match="there is no pair of models to run"):
+        pipeline.run(quiet=True)
 
 
 # ------------------------------------------------------------------ DVC and MLflow, for real

@@ -114,7 +114,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _over(values: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """Return values with one's own over them, section by section."""
-    both = values | own
+    both = own | {name: value for name, value in values.items() if name not in own}  # errors list one's own first
     sections = [name for name in own if isinstance(values.get(name), dict) and isinstance(own[name], dict)]
     return both | {name: _over(values[name], own[name]) for name in sections}
 
