@@ -387,8 +387,8 @@ def test_budgets_count_model_tokens_until_the_first_success():
     assert row["per_1000"] == pytest.approx(1000 * row["rescue"] / row["tokens"])
 
 
-@pytest.mark.slow
-def test_the_portfolio_finds_what_resists_retries():
+def test_the_portfolio_finds_what_resists_retries(monkeypatch):
+    monkeypatch.setattr("salvage.evaluation.budgets.BUDGETS", (4, 16))  # what is looked at, and the largest
     # half of the failures never yield to retry and always to dense_steer, and no feature tells which
     structural = np.arange(400) % 2 == 0
     truth = np.full((400, 5), 0.0)
