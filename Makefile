@@ -1,5 +1,5 @@
 # make run [PROFILE=quick|default|full]   builds .venv and runs the main job
-# make test   builds it and passes the tests     make lint   ruff, mypy, import-linter
+# make test   passes the quick tests     make test-all   the slow ones too     make lint   ruff, mypy, import-linter
 # make serve  serves the champion on 127.0.0.1   make clean  removes what make made
 # make update  pulls what is new and brings the environment up to date; what a run changed stays as it is
 # make figures  keeps the last run's figures for the docs   make screenshots  takes the docs' pictures with Chromium
@@ -11,13 +11,20 @@ export MLFLOW_TRACKING_URI ?= sqlite:///mlflow.db
 STAMP := $(VENV)/.installed
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet --no-compile
 
-.PHONY: run test serve lint update figures screenshots clean
+.PHONY: run test test-all serve lint update figures screenshots clean
 
 run: $(STAMP)
 	mlflow run . --env-manager local --experiment-name salvage -P profile=$(PROFILE)
 
+# A file's tests stay in one process, for what they share.
+PYTEST := python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+
 test: $(STAMP)
-	python -m pytest
+	$(PYTEST) -m "not slow"
+
+test-all: test
+	$(PYTEST) -m "slow and not alone"
+	python -m pytest -m alone
 
 # A line of log a request costs as much as the answer.
 serve: export UVICORN_ACCESS_LOG := false

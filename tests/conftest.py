@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import scipy.special  # noqa: F401
+
+# scipy.special stands here to be loaded before transformers: skops seeks the home of each of its functions through all
+# loaded modules in order, and asking transformers' lazy ones takes 45 s.
+
+# Two test processes share the cores, and these models' matrices are smaller than what it costs to share one out: with
+# a thread on each core, torch waits ten times as long for its threads. Commands that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

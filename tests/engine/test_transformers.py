@@ -48,9 +48,10 @@ def test_dense_with_alpha_one_is_the_specialist_and_with_zero_the_ancestor(
         act = Intervention("dense", mix=mix, alpha=alpha, greedy=greedy)
         return tokens(engine, requests(engine, intervention=act, greedy=greedy))
 
-    assert dense(1.0) == tokens(engine, requests(engine, greedy=greedy))
-    assert dense(0.0) == tokens(reversed_engine, requests(engine, greedy=greedy))
-    assert dense(0.5) not in (dense(1.0), dense(0.0))
+    whole, none = dense(1.0), dense(0.0)
+    assert whole == tokens(engine, requests(engine, greedy=greedy))
+    assert none == tokens(reversed_engine, requests(engine, greedy=greedy))
+    assert dense(0.5) not in (whole, none)
 
 
 def test_greedy_decoding_is_transformers_own(engine: TransformersEngine, pair: tuple[Path, Path]) -> None:

@@ -120,7 +120,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> settings.Setting
     return settings.load()
 
 
-@pytest.mark.slow
 def test_registering_promotes_what_is_better_and_keeps_the_rest_as_challengers(project: settings.Settings) -> None:
     client = mlflow.MlflowClient
 
@@ -146,7 +145,6 @@ def test_registering_promotes_what_is_better_and_keeps_the_rest_as_challengers(p
     assert not results.ensure_registered(project)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["learned", "portfolio"])
 def test_a_registered_policy_answers_as_it_did(project: settings.Settings, policy: str) -> None:
     with tracking.run("register"):

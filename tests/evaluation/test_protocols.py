@@ -54,6 +54,18 @@ def only_retry():
     return evaluate(*planted(np.repeat(rates, 5, axis=1), cells=3), **FEW)
 
 
+@pytest.fixture
+def read_only(monkeypatch):
+    """Have `evaluate` make one scope's rows within k attempts and nothing else: what a test of many worlds reads."""
+
+    def leave(scope):
+        monkeypatch.setattr(protocols, "SCOPES", [scope])
+        monkeypatch.setattr(protocols, "null_line", lambda *_: [])
+        monkeypatch.setattr(protocols, "score_budgets", lambda *_: None)
+
+    return leave
+
+
 # ------------------------------------------------------------------ against the authors
 
 
@@ -92,7 +104,8 @@ def test_the_null_line_shows_the_lift_that_selection_alone_gives(only_retry):
     assert counts["null: retry"] == pytest.approx(counts["retry"], rel=0.2)
 
 
-def test_the_halves_do_not_share_the_stream_of_whoever_drew_the_attempts():
+def test_the_halves_do_not_share_the_stream_of_whoever_drew_the_attempts(read_only):
+    read_only("steerable-hard")
     # a sort by the draws that made the outcomes would deal right and wrong evenly to both halves
     rates = np.random.default_rng(1).beta(1.0, 2.0, size=(800, 1))
     for seed in range(3):
@@ -101,7 +114,8 @@ def test_the_halves_do_not_share_the_stream_of_whoever_drew_the_attempts():
         assert abs(got["random"] - got["retry"]) < 0.025
 
 
-def test_cross_fitted_rates_are_unbiased_over_all_failures():
+def test_cross_fitted_rates_are_unbiased_over_all_failures(read_only):
+    read_only("all")
     truth = np.random.default_rng(2).beta(1, 2, size=(40, 5))
     policies = [*OPERATORS, "random"]
     gaps = []
@@ -127,7 +141,8 @@ def test_a_rule_that_is_right_is_found_right():
         assert max(p) == pytest.approx(1 / 201)
 
 
-def test_the_rules_p_value_is_uniform_where_features_say_nothing():
+def test_the_rules_p_value_is_uniform_where_features_say_nothing(read_only):
+    read_only("all")
     truth = np.random.default_rng(5).beta(1, 2, size=(60, 5))
     values = []
     for seed in range(60):
@@ -197,16 +212,25 @@ def test_halves_share_out_every_attempt(attempts):
 
 def test_the_seed_decides_and_the_order_of_attempts_rows_does_not_break_it():
     profiles, tried = planted(np.full((30, 5), 0.3), cells=2)
-    assert evaluate(profiles, tried, seed=3, **FEW) == evaluate(profiles, tried, seed=3, **FEW)
-    assert evaluate(profiles, tried, seed=3, **FEW) != evaluate(profiles, tried, seed=4, **FEW)
+    first = evaluate(profiles, tried, seed=3, **FEW)
+    assert first == evaluate(profiles, tried, seed=3, **FEW) != evaluate(profiles, tried, seed=4, **FEW)
     shuffled = tried.sample(frac=1, random_state=0)
-    one, two = (picked(evaluate(profiles, t, seed=3, **FEW)) for t in (tried, shuffled))
+    one, two = picked(first), picked(evaluate(profiles, shuffled, seed=3, **FEW))
     # the paper's protocol draws nothing but the folds
     assert {k: one[k] for k in BASELINES} == {k: two[k] for k in BASELINES}
 
 
+@pytest.mark.parametrize("scope", ["steerable-hard", "all"])
+def test_a_scopes_rows_are_the_same_whatever_else_is_made(scope, read_only):
+    tables = planted(np.random.default_rng(0).beta(1, 2, size=(60, 5)), cells=2)
+    settings = FEW | {"policies": ("calibrated",)}
+    whole = [r for r in evaluate(*tables, **settings) if r["scope"] == scope and r["k"]]
+    read_only(scope)
+    assert evaluate(*tables, **settings) == [r for r in whole if not r["policy"].startswith("null: ")]
+
+
 def test_only_attempts_of_the_given_anchor_and_continuation_count():
-    profiles, tried = planted(np.full((20, 5), 0.3))
+    profiles, tried = planted(np.full((20, 5), 0.3), attempts=6)
     others = [tried.assign(anchor="replay", correct=True), tried.assign(continuation="greedy", correct=True)]
     controls = tried[tried["operator"] == "retry"].assign(operator="sparse_steer_wrong", correct=True)
     assert evaluate(profiles, pd.concat([tried, *others, controls]), **FEW) == evaluate(profiles, tried, **FEW)
@@ -310,7 +334,8 @@ def test_a_leak_in_the_folds_is_refused(monkeypatch):
         evaluate(*twice, **FEW | {"policies": ("calibrated",)})
 
 
-def test_no_lift_is_seen_where_there_is_none(record_property):
+def test_no_lift_is_seen_where_there_is_none(record_property, read_only):
+    read_only("steerable-hard")
     # every operator is only retry, features are noise
     held: dict[str, int] = {}
     for world in range(100):
@@ -340,7 +365,8 @@ def test_a_known_lift_is_recovered():
         assert row["over_best_fixed_low"] > 0.15, policy
 
 
-def test_success_within_k_attempts_is_unbiased():
+def test_success_within_k_attempts_is_unbiased(read_only):
+    read_only("all")
     truth = np.random.default_rng(2).beta(1, 2, size=(60, 5))
     gaps = []
     for seed in range(30):
@@ -353,7 +379,7 @@ def test_success_within_k_attempts_is_unbiased():
 
 
 def test_budgets_count_model_tokens_until_the_first_success():
-    profiles, tried = planted(np.full((50, 5), 0.5), attempts=24)
+    profiles, tried = planted(np.full((50, 5), 0.5))
     rows = evaluate(profiles, tried, **FEW)
     row = next(row for row in rows if row["budget"] == 2 and row["policy"] == "retry" and row["cell"] == "all")
     rate = profiles["retry"].mean()
@@ -361,8 +387,8 @@ def test_budgets_count_model_tokens_until_the_first_success():
     assert row["per_1000"] == pytest.approx(1000 * row["rescue"] / row["tokens"])
 
 
-@pytest.mark.slow
-def test_the_portfolio_finds_what_resists_retries():
+def test_the_portfolio_finds_what_resists_retries(monkeypatch):
+    monkeypatch.setattr("salvage.evaluation.budgets.BUDGETS", (4, 16))  # what is looked at, and the largest
     # half of the failures never yield to retry and always to dense_steer, and no feature tells which
     structural = np.arange(400) % 2 == 0
     truth = np.full((400, 5), 0.0)

@@ -77,7 +77,6 @@ def test_a_step_reads_documents_of_nearly_one_length_and_every_document_is_read(
     assert len({len(step) for step in read}) == 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen3", "llama"])
 def test_every_weight_of_an_ancestor_has_one_optimizer(family: str) -> None:
     from salvage.lab import ancestors
@@ -103,7 +102,6 @@ def test_the_same_seed_gives_the_same_checkpoint(pair: tuple[Path, Path], tmp_pa
     assert checkpoint("one", 1) == checkpoint("again", 1) != checkpoint("other", 2)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", ["rft", "dpo"])
 def test_an_ancestor_that_gets_nothing_right_is_named(
     pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str

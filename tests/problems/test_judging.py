@@ -277,7 +277,6 @@ def test_math_runs_in_the_worker(own):
     assert found[2].trouble.startswith("the verifier math: the problem has the answer ''")
 
 
-@pytest.mark.slow
 def test_reasoning_gym_runs_in_the_worker(own):
     entry = {"question": "1 + 3 = ?", "answer": "4", "metadata": {"source_dataset": "chain_sum"}}
     problems = table(("p", "reasoning_gym", "4"), ("q", "reasoning_gym", "4"))

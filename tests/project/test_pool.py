@@ -11,7 +11,7 @@ import pytest
 
 CODE = """
 import os, pathlib, time
-from salvage.pool import each
+from salvage.project.pool import each
 
 def work(name):
     pathlib.Path(name).write_text(str(os.getpid()))

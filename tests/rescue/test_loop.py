@@ -35,6 +35,8 @@ def loaded() -> Settings:
     """Params with short rollouts: the tiny models never end one."""
     found = settings.load(ROOT / "params.yaml")
     found.raw["sample"] |= {"max_tokens": 12, "batch": 64}
+    found.raw["rescue"]["budgets"] = [2, 4, 6]
+    found.raw["evaluate"]["resamples"] = 300
     return found
 
 
@@ -237,16 +239,17 @@ def test_held_out_problems_are_in_no_table(loaded: Settings) -> None:
     assert not fresh["prompt"].equals(comparison.held_out(replace(cell, name="another"), loaded, 200)["prompt"])
 
 
+@pytest.mark.parametrize("engine", ["transformers", pytest.param("auto", marks=pytest.mark.slow)])
 def test_arms_run_side_by_side_and_finished_cells_are_kept(
-    here: Path, pair: tuple[Path, Path], loaded: Settings, monkeypatch: pytest.MonkeyPatch
+    here: Path, pair: tuple[Path, Path], loaded: Settings, monkeypatch: pytest.MonkeyPatch, engine: str
 ) -> None:
     from salvage.rescue.loop import pair as own
 
     arms = {"retry": None, "rule": fitted(), "portfolio": fitted("portfolio")}
     monkeypatch.setattr(comparison, "fit_arms", lambda settings, names: {name: arms[name] for name in names})
-    cell, table = own(*map(str, pair)), expressions(14, "mine:last")
+    cell, table = own(*map(str, pair), engine=engine), expressions(14, "mine:last")
     told = comparison.compare(loaded, {cell.name: (cell, table)}, list(arms), here / "tables", quiet=True)
-    assert {(r["arm"], r["budget"]) for r in told} == {(a, b) for a in arms for b in (4, 8, 16)}
+    assert {(r["arm"], r["budget"]) for r in told} == {(a, b) for a in arms for b in (2, 4, 6)}
     path = here / "tables" / cell.file
     made = path.read_bytes()
     kept = [json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()]

@@ -233,6 +233,7 @@ def test_the_registered_model_holds_no_pickle_and_stands_alone(store):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_serving_is_quick(port):
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
 

@@ -26,8 +26,14 @@ def world(seed: int, *, k: int = 4, rescued: bool = True, n: int = 600) -> tuple
     return table.assign(**dict(zip(OPERATORS, rates.T, strict=True))), truth
 
 
-def test_what_is_there_is_found_and_matched_across_families(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clusters, "RESAMPLES", 8)
+@pytest.fixture(autouse=True)
+def quicker(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = {"RESAMPLES": 8, "PERMUTATIONS": 200, "INTERVAL_RESAMPLES": 50}
+    for name, number in few.items():
+        monkeypatch.setattr(clusters, name, number)
+
+
+def test_what_is_there_is_found_and_matched_across_families() -> None:
     table, truth = world(0)
     rows, found = clusters.study(table, seed=0)
     chosen = [row for row in rows if row.get("chosen")]
@@ -42,8 +48,7 @@ def test_what_is_there_is_found_and_matched_across_families(monkeypatch: pytest.
     assert {row["name"].split()[0] for row in rows if row["measure"] == "cluster"} == {"high", "low"}
 
 
-def test_one_cloud_is_not_cut_into_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clusters, "RESAMPLES", 8)
+def test_one_cloud_is_not_cut_into_many() -> None:
     rows, _ = clusters.study(world(0, k=1)[0], seed=0)
     many = [row["value"] for row in rows if row["measure"] == "stability" and row["k"] >= 6]
     assert max(many) < clusters.STABLE
