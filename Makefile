@@ -2,6 +2,7 @@
 # make test   passes the quick tests     make test-all   the slow ones too     make lint   ruff, mypy, import-linter
 # make serve  serves the champion on 127.0.0.1   make clean  removes what make made
 # make update  pulls what is new and brings the environment up to date; what a run changed stays as it is
+# make mutants [EACH=40 SEED=1 ROOMS=]  breaks random places of four rooms and counts what their quick tests see
 # make figures  keeps the last run's figures for the docs   make screenshots  takes the docs' pictures with Chromium
 PROFILE ?= default
 PYTHON ?= $(firstword $(shell command -v python3.11 python3 2>/dev/null))
@@ -11,7 +12,7 @@ export MLFLOW_TRACKING_URI ?= sqlite:///mlflow.db
 STAMP := $(VENV)/.installed
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet --no-compile
 
-.PHONY: run test test-all serve lint update figures screenshots clean
+.PHONY: run test test-all serve lint mutants update figures screenshots clean
 
 run: $(STAMP)
 	mlflow run . --env-manager local --experiment-name salvage -P profile=$(PROFILE)
@@ -48,6 +49,18 @@ figures:
 screenshots: $(STAMP)
 	python tools/screenshots.py
 
+# A venv of its own, which sees the project's packages: cosmic-ray is no part of the project.
+EACH ?= 40
+SEED ?= 1
+mutants: .venv-mutants/.installed
+	.venv-mutants/bin/python tools/mutants.py $(EACH) $(SEED) $(ROOMS)
+
+.venv-mutants/.installed: $(STAMP)
+	$(PYTHON) -m venv --clear .venv-mutants
+	ls -d $(CURDIR)/$(VENV)/lib/python3.11/site-packages >.venv-mutants/lib/python3.11/site-packages/project.pth
+	.venv-mutants/bin/python -m pip --disable-pip-version-check install --quiet 'cosmic-ray>=8.4,<9'
+	touch $@
+
 # Pinned, nothing to resolve. uv unpacks in a fifth of pip's time; where it cannot (settings of pip's that it does not
 # read: an index of one's own), pip does. torch is pip's, beside it: from wherever pip is told to look for one's build,
 # with what a GPU build needs in the third step.
@@ -71,5 +84,5 @@ $(STAMP): requirements.lock pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-mutants .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,73 @@
+"""Attempts counted by failure and operator, by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from salvage.method.profiles import from_rates, problem_folds, problem_keys, slots, tally
+from salvage.tables.vocabulary import OPERATORS
+
+PROFILES = pd.DataFrame({"cell": ["x|t", "y|t", "x|t"], "problem_id": ["p0", "p0", "p1"]})
+
+
+def attempts(*rows: tuple[str, str, str, bool, int, int]) -> pd.DataFrame:
+    columns = ["cell", "problem_id", "operator", "correct", "n_tokens", "n_ancestor_tokens"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+ROWS = attempts(
+    ("x|t", "p0", OPERATORS[0], True, 3, 0),
+    ("x|t", "p0", OPERATORS[0], False, 5, 2),
+    ("y|t", "p0", OPERATORS[3], True, 7, 7),
+    ("x|t", "p1", OPERATORS[4], False, 1, 1),
+    ("x|t", "p9", OPERATORS[1], True, 1, 1),
+    ("x|t", "p0", "another", True, 1, 1),
+)
+
+
+def test_a_slot_is_the_failures_row_and_the_operators_column() -> None:
+    slot, known = slots(PROFILES, ROWS)
+    assert known.tolist() == [True] * 4 + [False] * 2
+    assert slot[known].tolist() == [0, 0, 5 + 3, 10 + 4]
+
+
+def test_attempts_are_counted_and_what_is_unknown_left_out() -> None:
+    (whole,) = tally(PROFILES, ROWS)
+    tried, right, tokens = np.zeros((3, 5)), np.zeros((3, 5)), np.full((3, 5), np.nan)
+    tried[0, 0], tried[1, 3], tried[2, 4] = 2, 1, 1
+    right[0, 0], right[1, 3] = 1, 1
+    tokens[0, 0], tokens[1, 3], tokens[2, 4] = 5, 14, 2
+    np.testing.assert_array_equal(whole.tried, tried)
+    np.testing.assert_array_equal(whole.correct, right)
+    np.testing.assert_array_equal(whole.tokens, tokens)
+
+
+def test_parts_share_the_attempts_out() -> None:
+    first, second = tally(PROFILES, ROWS, np.array([0, 1, 1, 0, 1, 0]), 2)
+    assert [(int(r), int(c)) for r, c in np.argwhere(first.tried)] == [(0, 0), (2, 4)]
+    assert [(int(r), int(c)) for r, c in np.argwhere(second.tried)] == [(0, 0), (1, 3)]
+    assert first.correct.sum() == 1 and second.correct.sum() == 1
+    assert first.tokens is not None and first.tokens[0, 0] == 3
+    assert second.tokens is not None and second.tokens[0, 0] == 7
+
+
+def test_taking_rows_takes_them_from_all_three() -> None:
+    (whole,) = tally(PROFILES, ROWS)
+    some = whole.take(np.array([1]))
+    assert some.tried.shape == (1, 5) and some.tokens is not None and some.tokens[0, 3] == 14
+    rates = from_rates(pd.DataFrame({name: [0.1 * i] for i, name in enumerate(OPERATORS)}))
+    assert rates.tokens is None and rates.take(np.array([0])).tokens is None
+    assert rates.rates[0].tolist() == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+
+
+def test_a_problem_is_its_task_and_name_whatever_the_cell() -> None:
+    assert problem_keys(PROFILES).tolist() == ["t/p0", "t/p0", "t/p1"]
+    assert problem_keys(PROFILES.assign(task="u")).tolist() == ["u/p0", "u/p0", "u/p1"]
+
+
+def test_folds_are_even_over_problems() -> None:
+    table = pd.DataFrame({"cell": ["a|t"] * 7, "problem_id": [f"p{i}" for i in range(7)]})
+    fold = problem_folds(table, 3, np.random.default_rng(0))
+    assert sorted(np.bincount(fold).tolist()) == [2, 2, 3]

@@ -1,0 +1,276 @@
+"""Waves by themselves, with an engine and a judge that are told what to say: what is scored, recorded and read back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from salvage.engine.base import COV, PATH, Completion, Request, seed_of
+from salvage.errors import SalvageError
+from salvage.problems.judging import Verdict
+from salvage.project import settings
+from salvage.project.settings import Settings
+from salvage.rescue.waves import SAMPLE, Try, Waves
+from salvage.tables.vocabulary import FEATURES
+
+ROOT = Path(__file__).resolve().parents[2]
+J = [0.0, 0.5, 2.0, 0.25]  # of every rollout: the junction is 2
+
+
+class Told:
+    """An engine that answers every request with the same four tokens, and remembers what it was asked."""
+
+    context: int | None = None
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self.scored: list[tuple[list[int], list[int]]] = []
+        self.looked: list[list[int]] = []
+        self.how: list[dict[str, Any]] = []
+        self.closed = 0
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(c) for c in text]
+
+    def text(self, tokens: list[int]) -> str:
+        return " ".join(map(str, tokens))
+
+    def decode(self, requests: list[Request], *, temperature: float, max_tokens: int) -> list[Completion]:
+        self.requests += requests
+        self.how.append({"temperature": temperature, "max_tokens": max_tokens})
+        return [Completion([1, 2, 3, len(self.requests)], 4, 2, 9, 1) for _ in requests]
+
+    def signals(
+        self, prompts: list[list[int]], completions: list[list[int]], *, temperature: float, top_k_cov: int
+    ) -> list[dict[str, np.ndarray]]:
+        self.scored += zip(prompts, completions, strict=True)
+        self.how.append({"temperature": temperature, "top_k_cov": top_k_cov})
+        one = {
+            "j": np.array(J),
+            "delta_path": np.array([0.0, 0.5, 0.5, 0.25]),
+            "g_cov": np.array([-1.0, -1.0, 1.5, -1.0]),
+            "logit_var": np.array([1.0, 2.0, 3.0, 4.0]),
+            "entropy": np.array([0.1, 0.2, 0.3, 0.4]),
+            "kl": np.array([0.0, 0.0, 1.0, 1.0]),
+        }
+        return [one for _ in prompts]
+
+    def alternatives(self, prefixes: list[list[int]], *, temperature: float, k: int) -> Any:
+        self.looked += prefixes
+        return [([(7, 0.54321), (8, 0.2)], [(9, 0.9)]) for _ in prefixes]
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class Judged:
+    """A judge that says what it is told, problem by problem; wrong where nothing is told."""
+
+    def __init__(self, **verdicts: bool | None) -> None:
+        self.verdicts, self.texts, self.closed = verdicts, list[tuple[str, str]](), 0
+
+    def verify(self, ids: list[str], texts: list[str]) -> list[Verdict]:
+        self.texts += zip(ids, texts, strict=True)
+        told = [self.verdicts.get(p, False) for p in ids]
+        return [Verdict(v, "no verdict" if v is None else "") for v in told]
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Settings:
+    return settings.load(ROOT / "params.yaml")
+
+
+def table(n: int = 3, verifier: str = "exact") -> pd.DataFrame:
+    columns = ["problem_id", "task", "prompt", "answer", "verifier", "metadata"]
+    return pd.DataFrame([[f"p{i}", "t", "ab"[: 1 + i % 2], "4", verifier, ""] for i in range(n)], columns=columns)
+
+
+def waves(loaded: Settings, engine: Told, judge: Any, n: int = 3, **how: Any) -> Waves:
+    how = {"cell": "m|t", "judge": judge} | how
+    return Waves(table(n), lambda: engine, loaded, **how)  # type: ignore[arg-type, return-value]
+
+
+# ------------------------------------------------------------------ what is scored
+
+
+def test_only_what_is_known_to_be_wrong_is_scored(loaded: Settings) -> None:
+    engine = Told()
+    made = waves(loaded, engine, Judged(p0=None, p1=True)).make([Try(f"p{i}", SAMPLE, 0, score=True) for i in range(3)])
+    assert [r["correct"] for r in made] == [None, True, False]
+    assert ["scored" in r for r in made] == [False, False, True]
+    assert len(engine.scored) == 1 and [r["trouble"] for r in made] == ["no verdict", "", ""]
+
+
+def test_what_need_not_be_scored_is_not(loaded: Settings) -> None:
+    engine = Told()
+    made = waves(loaded, engine, Judged()).make([Try("p0", SAMPLE, 0), Try("p1", SAMPLE, 0, score=True)])
+    assert ["scored" in r for r in made] == [False, True] and [p for p, _ in engine.scored] == [[97, 98]]
+    assert "scored" not in waves(loaded, Told(), Judged()).make([Try("p0", SAMPLE, 0)])[0]
+
+
+def test_a_score_holds_facts_rollouts_threshold_and_a_view(loaded: Settings) -> None:
+    engine = Told()
+    made = waves(loaded, engine, Judged()).make([Try("p1", SAMPLE, 1, score=True, failed=[[5, 6, 7, 8]])])
+    told = made[0]["scored"]
+    assert [c for _, c in engine.scored] == [[5, 6, 7, 8], [1, 2, 3, 1]]
+    assert [r["tokens"] for r in told["rollouts"]] == [[5, 6, 7, 8], [1, 2, 3, 1]]
+    assert [r["junction"] for r in told["rollouts"]] == [2, 2]
+    assert told["rollouts"][0]["mixes"] == [PATH, PATH, COV, PATH]
+    assert told["threshold"] == pytest.approx(2.0 - 1e-3)  # the 99th percentile of j, less a rounding
+    assert told["n_prefill"] == 2 * (2 + 4 + 2 + 4)  # prompt and rollout, twice, through both models
+    facts = told["facts"]
+    assert facts["cell"] == "m|t" and facts["problem_id"] == "p1" and facts["n_failed_rollouts"] == 2
+    assert facts["failed_share"] == 1 and facts["n_tokens"] == 4 and facts["junction"] == 0.5
+    assert facts["agreement"] == 0.5 and facts["entropy"] == pytest.approx(0.25) and facts["kl"] == 0.5
+    assert facts["spread"] == 0.75 and facts["concentration"] == pytest.approx(np.log10(2 / 0.6875))
+    assert facts["logit_dispersion"] == pytest.approx(np.log10(2.5))
+    view = told["view"]
+    assert view["tokens"] == ["5", "6", "7", "8"] and view["j"] == J and view["junction"] == 2
+    assert view["alternatives"] == {"specialist": [["7", 0.5432], ["8", 0.2]], "ancestor": [["9", 0.9]]}
+    assert engine.looked == [[97, 98, 5, 6]]
+    assert view["features"] == {name: round(facts[name], 4) for name in FEATURES}
+    assert json.loads(json.dumps(told)) == told
+
+
+def test_without_a_look_there_is_no_view_and_nobody_is_asked_for_one(loaded: Settings) -> None:
+    engine = Told()
+    made = waves(loaded, engine, Judged(), look=False).make([Try("p0", SAMPLE, 0, score=True)])
+    assert made[0]["scored"]["view"] == {} and engine.looked == []
+
+
+def test_models_are_asked_with_the_settings(loaded: Settings) -> None:
+    engine = Told()
+    waves(loaded, engine, Judged()).make([Try("p0", SAMPLE, 0, score=True)])
+    sample, featurize = loaded["sample"], loaded["featurize"]
+    assert engine.how == [
+        {"temperature": sample["temperature"], "max_tokens": sample["max_tokens"]},
+        {"temperature": sample["temperature"], "top_k_cov": featurize["top_k_cov"]},
+    ]
+
+
+# ------------------------------------------------------------------ what is asked, and what comes back
+
+
+def test_a_result_tells_what_it_cost_and_keeps_a_first_rollouts_tokens(loaded: Settings) -> None:
+    made = waves(loaded, Told(), Judged(p0=True)).make([Try("p0", SAMPLE, 0), Try("p1", "retry", 0)])
+    assert made[0] == {
+        "operator": SAMPLE, "correct": True, "trouble": "", "text": "1 2 3 2", "tokens": [1, 2, 3, 2],
+        "n_tokens": 4, "n_ancestor_tokens": 2, "position": 1,
+    }  # fmt: skip
+    assert made[1]["tokens"] == [] and made[1]["operator"] == "retry"
+
+
+def test_a_seed_is_told_by_names_and_attempt_alone(loaded: Settings) -> None:
+    engine = Told()
+    waves(loaded, engine, Judged()).make([Try("p0", SAMPLE, 0), Try("p1", "retry", 3)])
+    assert [r.seed for r in engine.requests] == [
+        seed_of(loaded.seed, "m|t", "p0", SAMPLE, 0), seed_of(loaded.seed, "m|t", "p1", "retry", 3),
+    ]  # fmt: skip
+    assert [r.prompt for r in engine.requests] == [[97], [97, 98]]
+
+
+def test_an_intervention_acts_as_the_failure_was_scored(loaded: Settings) -> None:
+    engine = Told()
+    some = waves(loaded, engine, Judged())
+    scored = some.make([Try("p0", SAMPLE, 0, score=True)])[0]["scored"]
+    some.make([Try("p0", "dense_steer", 0, scored=scored), Try("p0", "sparse_steer", 1, scored=scored)])
+    dense, sparse = (r.intervention for r in engine.requests[1:])
+    assert dense.kind == "dense" and dense.mix == COV
+    assert sparse.kind == "sparse" and sparse.threshold == scored["threshold"]
+    assert engine.requests[2].seed == seed_of(loaded.seed, "m|t", "p0", "sparse_steer", 1)
+
+
+def test_a_prompt_that_does_not_fit_is_refused(loaded: Settings) -> None:
+    engine = Told()
+    engine.context = loaded["sample"]["max_tokens"] + 1  # p1's prompt has two tokens
+    with pytest.raises(SalvageError, match="row 1, problem 'p1': a prompt of 2 tokens"):
+        waves(loaded, engine, Judged()).make([Try("p0", SAMPLE, 0)])
+
+
+def test_the_clock_tells_the_last_waves_three_parts_in_order(loaded: Settings) -> None:
+    some = waves(loaded, Told(), Judged())
+    assert some.clock == {}
+    some.make([Try("p0", SAMPLE, 0)])
+    (a, b), (c, d), (e, f) = (some.clock[name] for name in ("decode", "verify", "score"))
+    assert 0 < a <= b == c <= d == e <= f
+
+
+# ------------------------------------------------------------------ the record
+
+
+def test_a_record_is_read_back_instead_of_computed(loaded: Settings, tmp_path: Path) -> None:
+    tries = [Try("p0", SAMPLE, 0, score=True), Try("p2", SAMPLE, 0)]
+    record = tmp_path / "deep" / "record"
+    first = waves(loaded, Told(), Judged(), record=record, mark="m").make(tries)
+    engine = Told()
+    again = waves(loaded, engine, Judged(), record=record, mark="m")
+    assert again.make(tries) == first and again.clock == {} and engine.requests == []
+    again.make([Try("p1", "retry", 0)])  # beyond the record
+    assert len(engine.requests) == 1 and set(again.clock) == {"decode", "verify", "score"}
+    lines = [json.loads(line) for line in record.read_text().splitlines()]
+    assert lines[0] == {"mark": "m"} and [len(line["results"]) for line in lines[1:]] == [2, 1]
+    assert lines[1]["asked"] == [["p0", SAMPLE, 0], ["p2", SAMPLE, 0]]
+
+
+def test_a_record_of_other_attempts_or_of_another_job_is_refused(loaded: Settings, tmp_path: Path) -> None:
+    record = tmp_path / "record"
+    waves(loaded, Told(), Judged(), record=record, mark="m").make([Try("p0", SAMPLE, 0)])
+    with pytest.raises(SalvageError, match="wave 1 is not of this job; delete it"):
+        waves(loaded, Told(), Judged(), record=record, mark="m").make([Try("p0", SAMPLE, 1)])
+    with pytest.raises(SalvageError, match="begun with other models, problems, settings or policy"):
+        waves(loaded, Told(), Judged(), record=record, mark="another")
+    record.write_text("")
+    with pytest.raises(SalvageError, match="begun with other models"):
+        waves(loaded, Told(), Judged(), record=record, mark="m")
+
+
+def test_models_are_opened_once_and_closed_and_a_shared_judge_is_left_alone(loaded: Settings) -> None:
+    engine, judge, opened = Told(), Judged(), []
+
+    def open_engine() -> Any:
+        opened.append(1)
+        return engine
+
+    some = Waves(table(), open_engine, loaded, cell="m|t", judge=judge)  # type: ignore[arg-type]
+    some.close()
+    assert opened == [] and engine.closed == 0
+    some.make([Try("p0", SAMPLE, 0)])
+    some.make([Try("p0", "retry", 0)])
+    some.close()
+    assert opened == [1] and engine.closed == 1 and judge.closed == 0
+
+
+def test_a_judge_of_its_own_is_made_of_the_problems_and_closed(
+    loaded: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge, asked = Judged(), []
+
+    def made(problems: pd.DataFrame, *, seconds: float) -> Judged:
+        asked.append((len(problems), seconds))
+        return judge
+
+    monkeypatch.setattr("salvage.rescue.waves.Judge", made)
+    some = Waves(table(), lambda: Told(), loaded, cell="m|t")  # type: ignore[arg-type, return-value]
+    some.make([Try("p0", SAMPLE, 0)])
+    some.make([Try("p1", SAMPLE, 0)])
+    some.close()
+    assert asked == [(3, loaded["rescue"]["verify_seconds"])] and judge.closed == 1 and len(judge.texts) == 2
+
+
+@pytest.mark.parametrize(("verifier", "agreement"), [("lab", 1.0), ("exact", 0.5)])
+def test_the_verifier_says_what_of_a_text_agrees(loaded: Settings, verifier: str, agreement: float) -> None:
+    class Ends(Told):
+        def text(self, tokens: list[int]) -> str:
+            return f"{tokens[0]}#4"  # the lab's answer is what follows '#'
+
+    some = Waves(table(verifier=verifier), Ends, loaded, cell="m|t", judge=Judged())  # type: ignore[arg-type]
+    told = some.make([Try("p0", SAMPLE, 1, score=True, failed=[[5, 6, 7, 8]])])[0]["scored"]
+    assert told["facts"]["agreement"] == agreement
