@@ -44,7 +44,6 @@ update:
 
 figures:
 	cp metrics/*.json docs/figures/
-	cp dvc.lock docs/figures/run.lock
 
 screenshots: $(STAMP)
 	python tools/screenshots.py
