@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +105,17 @@ def start(folder: Path) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", code], cwd=folder, env={**os.environ, "PYTHONPATH": source})
 
 
+def _made(store: Path) -> bool:
+    """Tell whether a worker has made its store; Optuna would make its tables here too, and one of the two would fail."""
+    try:
+        with closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True)) as database:
+            return bool(database.execute("select count(*) from alembic_version").fetchone()[0])
+    except sqlite3.OperationalError:  # no file, or not its last table yet
+        return False
+
+
 def recorded(folder: Path) -> list[Any]:
-    if not (folder / "optuna.db").exists():
+    if not _made(folder / "optuna.db"):
         return []
     try:
         return optuna.load_study(study_name="s-m", storage=f"sqlite:///{folder / 'optuna.db'}").get_trials()
