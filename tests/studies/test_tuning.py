@@ -106,7 +106,7 @@ def start(folder: Path) -> subprocess.Popen:
 
 
 def _made(store: Path) -> bool:
-    """Tell whether a worker has made its store; Optuna would make its tables here too, and one of the two would fail."""
+    """Tell whether a worker has made its store: Optuna would make its tables here too, and one of them would fail."""
     try:
         with closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True)) as database:
             return bool(database.execute("select count(*) from alembic_version").fetchone()[0])
