@@ -15,7 +15,7 @@ from typing import Any
 import optuna
 import pytest
 
-from salvage.studies.tuning import GENERATION, Study, best, tune
+from salvage.studies.tuning import GENERATION, Study, _store, best, tune
 
 WORKER = """
 import sys, time
@@ -118,8 +118,9 @@ def recorded(folder: Path) -> list[Any]:
     if not _made(folder / "optuna.db"):
         return []
     try:
-        return optuna.load_study(study_name="s-m", storage=f"sqlite:///{folder / 'optuna.db'}").get_trials()
-    except (KeyError, optuna.exceptions.StorageInternalError):  # its tables are being made
+        # opened as the workers do, under their lock: whoever opens it first makes its tables
+        return optuna.load_study(study_name="s-m", storage=_store(folder)).get_trials()
+    except KeyError:  # the study is yet to be made
         return []
 
 
