@@ -24,6 +24,11 @@ def test_a_file_is_the_policy_that_was_written(tmp_path: Path) -> None:
     assert loaded.version == fitted.version and (loaded.route(table) == fitted.route(table)).all()
 
 
+def test_the_champion_has_one_name() -> None:
+    registry = pytest.importorskip("salvage.serving.registry")
+    assert policy_uri.CHAMPION == registry.CHAMPION
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"policy": "rule"}', '{"policy": "other", "fitted": {}}', "no"])
 def test_another_file_is_refused_by_name(tmp_path: Path, text: str) -> None:
     (tmp_path / "policy.json").write_text(text)

@@ -16,10 +16,12 @@ from rich.text import Text
 
 from salvage.method.profiles import BEYOND_REACH, RETRY_SOLVABLE, STEERABLE_HARD, regimes
 from salvage.policies.fitted import POLICIES
+from salvage.project.settings import DATA
 from salvage.reports import words
 from salvage.reports.tables import PROTOCOLS, is_told
+from salvage.serving.policy_uri import CHAMPION
 
-SERVE = "mlflow models serve -m models:/salvage-router@champion --env-manager local -p 5001"
+SERVE = f"mlflow models serve -m {CHAMPION} --env-manager local -p 5001"
 WIDEST = 100  # columns; longer lines are hard to read, however wide the terminal
 LONGEST_NAME = 24  # columns of an arm's name before it is folded
 FIGURE = 19  # columns of a figure with its interval, and of the gap before it
@@ -59,7 +61,7 @@ def saved() -> Figures:
     store = os.environ.get("MLFLOW_TRACKING_URI") or tracking.STORE
     return Figures(
         schema.read(results.PROFILES, schema.PROFILES),
-        problems_asked(Path("data/rollouts")),
+        problems_asked(DATA / "rollouts"),
         results.saved_rows(),
         solving.saved_rows(),
         registered("champion"),
@@ -79,16 +81,10 @@ def problems_asked(folder: Path) -> dict[str, int]:
 
 def registered(alias: str) -> Version | None:
     """Return the router that has an alias; None where there is none."""
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
     from salvage.serving import registry
 
-    try:
-        found = mlflow.MlflowClient().get_model_version_by_alias(registry.NAME, alias)
-    except MlflowException:
-        return None
-    return Version(int(found.version), dict(found.tags))
+    found = registry.version_called(alias)
+    return Version(int(found.version), dict(found.tags)) if found else None
 
 
 def told(figures: Figures, console: Console | None = None) -> str:

@@ -12,7 +12,8 @@ import yaml
 from salvage.errors import SalvageError
 
 PARAMS = Path("params.yaml")
-MODELS = Path("data/models")
+DATA = Path("data")
+MODELS = DATA / "models"
 LAB_PROBLEMS = "lab"
 NO_LAB: dict[str, Any] = {"lab": {"families": [], "seeds": {}, "ancestors": 0, "steps": {}}}
 NO_LAB |= dict.fromkeys(("problems", "side_by_side", "rescue"), 0)  # what a profile has that says nothing of the lab
@@ -167,9 +168,6 @@ def _own_cell(path: Path, i: int, entry: dict[str, Any]) -> Cell:
         engine=str(entry.get("engine", "auto")),
         rollouts=str(entry.get("rollouts", "")),
     )
-
-
-DATA = Path("data")
 
 
 def problem_file(spec: str) -> Path:

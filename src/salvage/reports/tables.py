@@ -128,6 +128,7 @@ def arm_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def is_told(value: Any) -> bool:
+    """Tell whether a row has a figure: an unknown one is None in JSON and NaN in a table."""
     return value is not None and not pd.isna(value)
 
 
@@ -138,12 +139,18 @@ def figures(row: dict[str, Any] | None) -> tuple[str, str]:
     return _interval(row, "rescue", ".1f"), str(row["n"])
 
 
+def ends(label: str) -> tuple[str, str]:
+    """Return the names under which a row has the ends of a figure's interval."""
+    return ("low", "high") if label in ("rescue", "solved") else (f"{label}_low", f"{label}_high")
+
+
 def _interval(row: dict[str, Any], label: str, form: str) -> str:
-    ends = ("low", "high") if label in ("rescue", "solved") else (f"{label}_low", f"{label}_high")
     if not is_told(row.get(label)):
         return ""
     # 0.0 added, so that no figure reads -0.0
-    told, *bounds = (format(round(100 * row[name], 1) + 0.0, form) for name in (label, *ends) if is_told(row[name]))
+    told, *bounds = (
+        format(round(100 * row[name], 1) + 0.0, form) for name in (label, *ends(label)) if is_told(row[name])
+    )
     return f"{told} [{', '.join(bounds)}]" if bounds else told
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from salvage.reports.tables import is_told
+from salvage.reports.tables import ends, is_told
 
 RETRY = "retry"
 NAMES = {name: f"the {name}" for name in ("rule", "portfolio")}
@@ -125,8 +125,7 @@ def points(share: float, sign: str = "+") -> str:
 
 def interval(row: dict[str, Any], name: str, sign: str = "+", unit: str = "") -> str:
     """Return a figure of a row with its 95% interval, as `+1.2 [+0.8, +1.7]`; empty where there is none."""
-    ends = ("low", "high") if name in ("rescue", "solved") else (f"{name}_low", f"{name}_high")
     if not is_told(row.get(name)):
         return ""
-    bounds = [points(row[end], sign) for end in ends if is_told(row.get(end))]
+    bounds = [points(row[end], sign) for end in ends(name) if is_told(row.get(end))]
     return points(row[name], sign) + unit + (f" [{', '.join(bounds)}]" if bounds else "")

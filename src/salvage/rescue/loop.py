@@ -302,7 +302,7 @@ class Loop:
 def rescue(
     problems: pd.DataFrame | str,
     cell: Cell,
-    policy: Fitted | str | None = "models:/salvage-router@champion",
+    policy: Fitted | str | None = policy_uri.CHAMPION,
     budget: Budget = Budget(8),
     *,
     price: float = 0.0,

@@ -21,9 +21,9 @@ from salvage.reports.page import RESCUE, VIEWS
 from salvage.reports.tables import arm_table, show_table
 from salvage.rescue import comparison
 from salvage.rescue.loop import SOLVED, UNVERIFIED, Attempt, Budget, Outcome, pair, rescue
+from salvage.serving import policy_uri
 from salvage.tables.files import write_json
 
-CHAMPION = "models:/salvage-router@champion"
 TOLD = 10.0  # seconds between lines where there is no terminal
 
 
@@ -69,7 +69,7 @@ def solve(
     """
     if price and policy == comparison.RETRY:
         raise SalvageError("--price is what a policy weighs chances against, and retry knows none; leave it out")
-    known = None if policy == comparison.RETRY else policy or CHAMPION
+    known = None if policy == comparison.RETRY else policy or policy_uri.CHAMPION
     done: list[Outcome] = []
     start = last = time.monotonic()
     with _run(), bar(quiet) as progress:

@@ -8,6 +8,8 @@ from pathlib import Path
 from salvage.errors import SalvageError
 from salvage.policies.fitted import Fitted
 
+CHAMPION = "models:/salvage-router@champion"
+
 
 def load(uri: str) -> Fitted:
     """Return the policy; only a URI needs MLflow.

@@ -13,6 +13,7 @@ from typing import Any
 
 import mlflow
 import pandas as pd
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
@@ -179,11 +180,15 @@ def load(uri: str) -> Fitted:
 
 def champion() -> Fitted | None:
     """Return the champion, or None where nothing is registered yet."""
+    return load(CHAMPION) if version_called("champion") else None
+
+
+def version_called(alias: str) -> ModelVersion | None:
+    """Return the router's version that has an alias, with its tags; None where there is none."""
     try:
-        mlflow.MlflowClient().get_model_version_by_alias(NAME, "champion")
+        return mlflow.MlflowClient().get_model_version_by_alias(NAME, alias)
     except MlflowException:
         return None
-    return load(CHAMPION)
 
 
 def versions() -> set[str]:
