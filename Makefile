@@ -16,6 +16,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet --n
 
 run: $(STAMP)
 	mlflow run . --env-manager local --experiment-name salvage -P profile=$(PROFILE)
+	@echo "To have salvage, mlflow and dvc on your path: . $(VENV)/bin/activate"
 
 # A file's tests stay in one process, for what they share.
 PYTEST := python -m pytest -n 2 --dist loadscope --no-loadscope-reorder

@@ -54,6 +54,20 @@ def test_a_gain_is_drawn_where_it_lies(drawn: list[Any]) -> None:
     assert any(np.allclose(line, 5.0) for line in lines)
 
 
+def test_arms_are_drawn_for_as_many_tokens_and_a_point_without_them_is_left_out(drawn: list[Any]) -> None:
+    rows = arm_rows(0.05)
+    for row in rows:
+        if row["arm"] == "portfolio":
+            row["over_retry"] = 0.5  # far from what is to be drawn
+    unknown = next(row for row in rows if (row["cells"], row["arm"], row["budget"]) == ("*-sft-*", "portfolio", 16))
+    del unknown["same_tokens"]
+    pictures.arm_curves(rows, Path("arms.png"))
+    below = drawn[0].axes[2:]
+    points = [np.asarray(bars.lines[0].get_ydata(), float) for axis in below for bars in axis.containers]
+    assert [len(some) for some in points] == [3, 2] and np.allclose(np.concatenate(points), 5.0)
+    assert "for as many tokens" in below[0].get_ylabel()
+
+
 def test_equal_shares_do_not_make_an_axis_of_nothing(drawn: list[Any]) -> None:
     pictures.arm_curves(arm_rows(0.0, solved=0.5, step=1e-7), Path("arms.png"))
     above = drawn[0].axes[0]

@@ -159,7 +159,8 @@ def arm_curves(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw what the arms of the closed loop solve against the model-tokens they spend, and their points over retry.
 
     A panel for all cells and one a method; below, at each budget, the arms side by side with their intervals: over
-    retry that spends as many tokens where that is known of all of them, else over retry within the same budget.
+    retry that spends as many tokens, as the tables have it, and over retry within the same budget where no row knows
+    that. A point where retry was never seen to spend so much is left out.
     """
     plt = pyplot()
     groups = [g for g in dict.fromkeys(r["cells"] for r in rows) if g == "all" or g.startswith("*-")]
@@ -168,7 +169,7 @@ def arm_curves(rows: list[dict[str, Any]], path: Path) -> None:
     left = iter(MORE_STYLES * len(arms))
     rivals = [arm for arm in arms if any(row["arm"] == arm and is_told(row["over_retry"]) for row in rows)]
     drawn = [row for row in rows if row["cells"] in groups and is_told(row["over_retry"])]
-    gain = "same_tokens" if all(is_told(row.get("same_tokens")) for row in drawn) else "over_retry"
+    gain = "same_tokens" if any(is_told(row.get("same_tokens")) for row in drawn) else "over_retry"
     styles = {arm: STYLES.get(arm) or next(left) for arm in arms}
     figure, axes = plt.subplots(2, len(groups), figsize=(2.5 * len(groups) + 1.6, 5.4), sharey="row", squeeze=False)
     for (above, below), group in zip(axes.T, groups, strict=True):
@@ -177,7 +178,7 @@ def arm_curves(rows: list[dict[str, Any]], path: Path) -> None:
             look = {"color": colour, "marker": mark, "markersize": 5, "label": arm}
             spent, solved = ([row[name] for row in part] for name in ("model_tokens", "solved"))
             above.plot(spent, 100 * np.array(solved), linestyle=line, **look)
-            part = [row for row in part if is_told(row["over_retry"])]
+            part = [row for row in part if is_told(row.get(gain))]
             if part:
                 told = _gains(part, gain)
                 shift = 0.16 * (rivals.index(arm) - (len(rivals) - 1) / 2)
