@@ -21,21 +21,28 @@ from salvage.tables import schema, vocabulary
 
 ROOT = Path(__file__).parents[2]
 STAGES = ["lab", "problems", "sample", "featurize", "intervene", "profile", "evaluate", "register"]
-STAGES += ["rescue", "regimes", "methods", "report"]
+STAGES += ["rescue", "report", "regimes", "methods"]
 PAIR = {"specialist": "models/mine", "ancestor": "models/base", "problems": "arithmetic"}
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A folder with the project's params.yaml and dvc.yaml."""
-    for name in ("params.yaml", "dvc.yaml"):
+    (tmp_path / "data/full").mkdir(parents=True)
+    for name in ("params.yaml", "dvc.yaml", "data/full/dvc.yaml"):
         shutil.copy(ROOT / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
+def every_stage():
+    """Return the stages of the pipeline: the project's, and the studies' beside the kept tables."""
+    files = (ROOT / "dvc.yaml", ROOT / "data/full/dvc.yaml")
+    return {name: entry for file in files for name, entry in yaml.safe_load(file.read_text())["stages"].items()}
+
+
 def test_the_surfaces_name_the_same_stages():
-    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    stages = every_stage()
     entries = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
     commands = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
     assert list(stages) == STAGES
@@ -48,7 +55,7 @@ def test_the_surfaces_name_the_same_stages():
 
 
 def test_the_code_that_a_stage_depends_on_exists():
-    for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items():
+    for name, stage in every_stage().items():
         for dep in stage["deps"]:
             assert not dep.startswith("src/") or (ROOT / dep).exists(), (name, dep)
 
@@ -110,6 +117,7 @@ def test_elsewhere_than_in_the_project_it_says_so(tmp_path, monkeypatch):
 
 
 def test_a_stage_that_the_project_does_not_have_is_said_to_be_none(project):
+    (project / "data/full/dvc.yaml").unlink()
     (project / "dvc.yaml").write_text("stages:\n  sample: {cmd: python -m salvage sample}\n")
     with pytest.raises(SalvageError, match=r"regimes is no stage of this project \(dvc.yaml\)"):
         declared("regimes")
@@ -156,6 +164,7 @@ def _attempts(profiles):
 def tail(project):
     """A project whose profiles exist already: the pipeline's last three stages, in a git repository with DVC."""
     stages = yaml.safe_load((project / "dvc.yaml").read_text())["stages"]
+    (project / "data/full/dvc.yaml").unlink()
     kept = {name: stages[name] for name in ("evaluate", "register", "report")}
     for stage in kept.values():
         made = {"data/attempts", "data/profiles", "data/facts", "metrics/evaluate.json"}

@@ -29,7 +29,9 @@ TRIALS = 3
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project whose study has eight cells: two families, two methods, two seeds."""
     folder = tmp_path_factory.mktemp("project")
-    shutil.copy(ROOT / "dvc.yaml", folder)
+    (folder / "data/full").mkdir(parents=True)
+    for name in ("dvc.yaml", "data/full/dvc.yaml"):
+        shutil.copy(ROOT / name, folder / name)
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
     values["profiles"]["full"]["lab"] |= {"seeds": {"qwen3": 2, "llama": 2}, "ancestors": 1}
     values |= {"methods": ["sft", "dpo"], "study": {"data": "data/full", "profile": "full", "trials": TRIALS}}

@@ -14,6 +14,7 @@ from salvage.errors import SalvageError
 from salvage.project import settings
 
 STAGES = Path("dvc.yaml")
+STUDIES = Path("data/full/dvc.yaml")  # the stages on the tables that are kept with Salvage, in its own checkout
 
 
 def stage(name: str, work: Callable[[], Any]) -> None:
@@ -34,15 +35,17 @@ def declared(name: str) -> tuple[dict[str, Any], list[Path], list[Path]]:
         Where there is no project in this folder, or the stage is none of it.
     """
     try:
-        text = STAGES.read_text(encoding="utf-8")
+        texts = [STAGES.read_text(encoding="utf-8")]
     except FileNotFoundError:
         raise SalvageError(
             f"there is no {STAGES} here, and {name} is a stage of a project; run it in a project's folder, "
             "or make one: salvage new FOLDER"
         ) from None
     values = settings.load().raw
-    text = re.sub(r"\$\{([\w.]+)\}", lambda match: str(_lookup(values, match[1])), text)
-    stages = yaml.safe_load(text)["stages"]
+    if STUDIES.exists():
+        texts.append(STUDIES.read_text(encoding="utf-8"))
+    filled = (re.sub(r"\$\{([\w.]+)\}", lambda match: str(_lookup(values, match[1])), text) for text in texts)
+    stages = {name: entry for text in filled for name, entry in yaml.safe_load(text)["stages"].items()}
     if name not in stages:
         raise SalvageError(f"{name} is no stage of this project ({STAGES}); give it tables by its options instead")
     entry = stages[name]
