@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from salvage.errors import SalvageError
+from salvage.project import params
 
 PARAMS = Path("params.yaml")
 DATA = Path("data")
@@ -85,15 +86,17 @@ def load(path: str | Path = PARAMS) -> Settings:
     """
     path = Path(path)
     built_in = resources.files("salvage.project").joinpath("template/params.yaml").read_text(encoding="utf-8")
-    raw = _over(yaml.safe_load(built_in), _read(path))
-    raw["profiles"] = {name: NO_LAB | values for name, values in raw["profiles"].items()}
+    raw = _over(yaml.safe_load(built_in), params.read(path))
+    if isinstance(raw["profiles"], dict):
+        raw["profiles"] = {n: NO_LAB | v if isinstance(v, dict) else v for n, v in raw["profiles"].items()}
     raw.setdefault("methods", [])
+    params.check(raw, path)
     profile = raw["profile"]
     if profile not in raw["profiles"]:
         raise SalvageError(f"{path}: profile {profile!r} is not one of {', '.join(raw['profiles'])}")
     lab = _lab_models(raw["profiles"][profile]["lab"], raw["methods"])
     cells = lab_cells(raw, profile)
-    cells += [_own_cell(path, i, entry) for i, entry in enumerate(raw.get("cells") or [])]
+    cells += [_own_cell(path, i, entry) for i, entry in enumerate(raw["cells"])]
     names = [cell.name for cell in cells]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -101,20 +104,11 @@ def load(path: str | Path = PARAMS) -> Settings:
     return Settings(raw=raw, seed=int(raw["seed"]), profile=profile, lab=lab, cells=cells)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SalvageError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict | None):
-        raise SalvageError(f"{path} is not a table of settings but {str(values)[:40]!r}; see `salvage new`")
-    return values or {}
-
-
 def _over(values: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """Return values with one's own over them, section by section."""
+    own = {
+        name: value for name, value in own.items() if value is not None or name not in values
+    }  # left empty: left out
     both = own | {name: value for name, value in values.items() if name not in own}  # errors list one's own first
     sections = [name for name in own if isinstance(values.get(name), dict) and isinstance(own[name], dict)]
     return both | {name: _over(values[name], own[name]) for name in sections}
