@@ -107,3 +107,15 @@ def test_every_setting_is_explained_where_it_is_laid_down() -> None:
         assert at, name
         for i in at:
             assert "# " in lines[i] or lines[i - 1].startswith("#"), lines[i]
+
+
+def test_a_cells_own_settings_stand_over_those_of_all(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("cells: [{name: a, specialist: s, ancestor: b, problems: p.jsonl, max_tokens: 7, warmup: 0}]\n")
+    whole = settings.load(path)
+    own = whole.of(whole.cells[0])
+    assert own["sample"] == whole["sample"] | {"max_tokens": 7} and own["intervene"]["warmup"] == 0
+    assert own["featurize"] == whole["featurize"] and whole["sample"]["max_tokens"] == 2048
+    path.write_text("cells: [{name: a, specialist: s, ancestor: b, problems: p.jsonl}]\n")
+    plain = settings.load(path)
+    assert plain.of(plain.cells[0]) is plain

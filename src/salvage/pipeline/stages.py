@@ -319,7 +319,7 @@ def _each_cell(stage: str, work: Callable[..., bool], settings: Settings, folder
         engine, why = chosen(name)
         if not quiet:
             print(f"{stage}: engine {engine} ({why})", flush=True)
-    worked = each(stage, work, {c.name: (c, settings) for c in settings.cells}, quiet=quiet)
+    worked = each(stage, work, {c.name: (c, settings.of(c)) for c in settings.cells}, quiet=quiet)
     for folder in folders:
         _drop_others(DATA / folder, {cell.file for cell in settings.cells})
     return worked

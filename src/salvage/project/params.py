@@ -73,6 +73,10 @@ class CellEntry(Section):
     family: Name = "own"
     engine: Engine = "auto"
     rollouts: str = ""
+    max_tokens: Count | None = None  # these are the pair's own, in place of what the sections say
+    batch: Count | None = None
+    top_k_cov: Count | None = None
+    warmup: Some | None = None
 
 
 class Vllm(Section):

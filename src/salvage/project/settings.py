@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ PARAMS = Path("params.yaml")
 DATA = Path("data")
 MODELS = DATA / "models"
 LAB_PROBLEMS = "lab"
+FITTED = {"max_tokens": "sample", "batch": "sample", "top_k_cov": "featurize", "warmup": "intervene"}  # a cell may say
 NO_LAB: dict[str, Any] = {"lab": {"families": [], "seeds": {}, "ancestors": 0, "steps": {}}}
 NO_LAB |= dict.fromkeys(("problems", "side_by_side", "rescue"), 0)  # what a profile has that says nothing of the lab
 
@@ -33,6 +34,7 @@ class Cell:
     family: str
     engine: str = "auto"
     rollouts: str = ""  # a table of `import-rollouts`, where there are rollouts already
+    own: tuple[tuple[str, int], ...] = ()  # settings of FITTED that are this pair's own, by name
 
     @property
     def file(self) -> str:
@@ -71,6 +73,13 @@ class Settings:
     @property
     def profile_values(self) -> dict[str, Any]:
         return dict(self.raw["profiles"][self.profile])
+
+    def of(self, cell: Cell) -> Settings:
+        """Return the settings as a cell has them: its own over those of all."""
+        own: dict[str, Any] = {}
+        for name, value in cell.own:
+            own.setdefault(FITTED[name], {})[name] = value
+        return replace(self, raw=_over(self.raw, own)) if own else self
 
     def __getitem__(self, section: str) -> dict[str, Any]:
         return dict(self.raw[section])
@@ -161,6 +170,7 @@ def _own_cell(path: Path, i: int, entry: dict[str, Any]) -> Cell:
         family=str(entry.get("family", "own")),
         engine=str(entry.get("engine", "auto")),
         rollouts=str(entry.get("rollouts", "")),
+        own=tuple((name, entry[name]) for name in FITTED if entry.get(name) is not None),
     )
 
 

@@ -341,7 +341,7 @@ def rescue(
     >>> for outcome in rescue("problems.jsonl", pair("my/specialist", "my/ancestor")):  # doctest: +SKIP
     ...     print(outcome.problem_id, outcome.status, outcome.operator)
     """
-    settings = settings or params.load()
+    settings = (settings or params.load()).of(cell)
     table = problem_sets.load(problems) if isinstance(problems, str) else problems
     fitted = policy_uri.load(policy) if isinstance(policy, str) else policy
     first = int(settings["rescue"]["rollouts"])
