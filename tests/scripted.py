@@ -33,6 +33,7 @@ class Scripted:
         self.decoded: list[Request] = []
         self.scored: list[tuple[int, ...]] = []
         self.waves: list[int] = []
+        self.looked: list[list[int]] = []
         self.closed = 0
 
     def encode(self, text: str) -> list[int]:
@@ -59,7 +60,9 @@ class Scripted:
         self, prompts: list[list[int]], completions: list[list[int]], *, temperature: float, top_k_cov: int
     ) -> list[dict[str, np.ndarray]]:
         self.scored += [(*prompt, -1, *tokens) for prompt, tokens in zip(prompts, completions, strict=True)]
-        return [self._signals([*prompt, *tokens], len(tokens)) for prompt, tokens in zip(prompts, completions, strict=True)]
+        return [
+            self._signals([*prompt, *tokens], len(tokens)) for prompt, tokens in zip(prompts, completions, strict=True)
+        ]
 
     def _signals(self, tokens: list[int], n: int) -> dict[str, np.ndarray]:
         rng = np.random.default_rng(tokens)
@@ -67,6 +70,7 @@ class Scripted:
         return told | {"j": np.maximum(told["j"] - 0.5, 0)}
 
     def alternatives(self, prefixes: list[list[int]], *, temperature: float, k: int) -> Any:
+        self.looked += prefixes
         said = [np.random.default_rng(prefix).permutation(len(CHARACTERS)).tolist() for prefix in prefixes]
         return [([(t, 0.5) for t in some[:k]], [(t, 0.4) for t in some[-k:]]) for some in said]
 

@@ -7,9 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
-from scripted import Scripted, fitted, problems
 
 import salvage.rescue
 from salvage.errors import SalvageError
@@ -17,8 +15,7 @@ from salvage.project import settings
 from salvage.project.settings import Cell, Settings
 from salvage.rescue import loop as loops
 from salvage.rescue.loop import Budget, Outcome, fingerprint, pair, rescue
-
-NEVER = dict.fromkeys(("none", "sparse", "local_temp", "dense"), 0.0)
+from scripted import Scripted, fitted, problems
 
 
 @pytest.fixture()
@@ -50,7 +47,7 @@ def outcomes(**how: Any) -> list[Outcome]:
 
 def test_the_rooms_own_names_are_the_loops() -> None:
     assert [getattr(salvage.rescue, name) for name in salvage.rescue.__all__] == [Budget, pair, rescue]
-    with pytest.raises(AttributeError, match="'salvage.rescue' has no attribute 'Loop'"):
+    with pytest.raises(AttributeError, match=r"'salvage\.rescue' has no attribute 'Loop'"):
         salvage.rescue.Loop  # noqa: B018
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from scripted import END, RIGHT, Scripted, problems
 
 from salvage.engine.base import COV, PATH, Completion, Request, seed_of
 from salvage.errors import SalvageError
@@ -19,6 +18,7 @@ from salvage.project import settings
 from salvage.project.settings import Settings
 from salvage.rescue.waves import SAMPLE, Try, Waves
 from salvage.tables.vocabulary import FEATURES
+from scripted import END, RIGHT, Scripted, problems
 
 ROOT = Path(__file__).resolve().parents[2]
 J = [0.0, 0.5, 2.0, 0.25]  # of every rollout: the junction is 2
@@ -213,7 +213,7 @@ def test_an_answer_too_few_is_not_taken_for_the_next_ones(
     who: Any = judge if short == "verify" else engine
     whole = getattr(who, short)
     monkeypatch.setattr(who, short, lambda *a, **k: whole(*a, **k)[:-1])
-    with pytest.raises(ValueError, match="shorter|same length"):
+    with pytest.raises(ValueError, match=r"shorter|same length"):
         waves(loaded, engine, judge).make([Try("p0", SAMPLE, 0, score=True), Try("p1", SAMPLE, 0, score=True)])
 
 
@@ -236,7 +236,8 @@ def test_scores_go_to_the_tries_that_asked(loaded: Settings) -> None:
         assert [r["tokens"] for r in scored["rollouts"]] == rollouts
         assert [r["junction"] for r in scored["rollouts"]] == [int(s["j"].argmax()) for s in told]
         for r, s in zip(scored["rollouts"], told, strict=True):
-            assert r["mixes"] == [PATH if d >= max(g, 0) else COV for d, g in zip(s["delta_path"], s["g_cov"], strict=True)]
+            larger = [PATH if d >= max(g, 0) else COV for d, g in zip(s["delta_path"], s["g_cov"], strict=True)]
+            assert r["mixes"] == larger
         j = np.concatenate([s["j"] for s in told])
         assert scored["threshold"] == pytest.approx(np.quantile(j, loaded["intervene"]["quantile"]) - 1e-3)
         assert scored["n_prefill"] == 2 * sum(len(prompts[t.problem_id]) + len(r) for r in rollouts)
@@ -258,7 +259,7 @@ def test_a_problem_is_decoded_with_its_own_prompt_and_no_engine_is_asked_twice(l
     for name, result in zip(("p2", "p0", "p1"), made, strict=True):
         row = table.set_index("problem_id").loc[name]
         assert result["correct"] == task.verify(row["prompt"], row["answer"], result["text"])
-        assert result["tokens"] == engine.encode(result["text"]) + [END] and result["n_ancestor_tokens"] == 0
+        assert result["tokens"] == [*engine.encode(result["text"]), END] and result["n_ancestor_tokens"] == 0
 
 
 # ------------------------------------------------------------------ the record
