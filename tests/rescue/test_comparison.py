@@ -504,7 +504,7 @@ def table_of(solved: dict[tuple[str, int], list[bool]], tokens: dict[tuple[str, 
     return pd.DataFrame(rows)
 
 
-# ------------------------------------------------------------------ problems that no table has, and what arms learn from
+# ------------------------------------------------------------------ held-out problems, and what arms learn from
 
 
 def test_held_out_problems_are_in_no_table() -> None:
