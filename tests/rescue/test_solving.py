@@ -301,6 +301,11 @@ def test_arms_are_compared_on_ones_own_pair(
     assert solving.compare(loaded, mine, table, ["rule"], quiet=True) == rows and capsys.readouterr().out == ""
 
 
+def stage(loaded: Settings, *, quiet: bool) -> list[dict[str, Any]]:
+    with tracking.run("rescue"):
+        return solving.compare_stage(loaded, quiet=quiet)
+
+
 def test_the_stage_writes_rows_views_and_traces_of_its_lab_cells(
     loaded: Settings, engines: list[Scripted], store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -309,7 +314,7 @@ def test_the_stage_writes_rows_views_and_traces_of_its_lab_cells(
     stale.parent.mkdir(parents=True)
     stale.write_text("x")
     assert solving.saved_rows() == []
-    rows = solving.compare_stage(loaded, quiet=True)
+    rows = stage(loaded, quiet=True)
     assert {(r["arm"], r["problems"]) for r in rows} == {("retry", 6), ("rule", 6)} and not stale.exists()
     assert solving.saved_rows() == rows == json.loads((store / "metrics/rescue.json").read_text())
     assert sorted(p.name for p in stale.parent.iterdir()) == [
@@ -325,7 +330,7 @@ def test_the_stage_writes_rows_views_and_traces_of_its_lab_cells(
     }
     assert len(traces) == 2 and list(comparison.TIMES.iterdir()) == []
     # nothing is traced twice; what a finished cell shows is still shown
-    assert solving.compare_stage(loaded, quiet=True) == rows and len(engines) == 1
+    assert stage(loaded, quiet=True) == rows and len(engines) == 1
     assert len(mlflow.search_traces(return_type="list", include_spans=False)) == 2
     assert json.loads((stale.parent / "views.json").read_text()) == views and capsys.readouterr().out == ""
 
@@ -340,13 +345,13 @@ def test_a_stage_without_a_lab_cell_says_how_to_compare_and_leaves_empty_files(
     n: int,
 ) -> None:
     loaded.raw["profiles"][loaded.profile]["rescue"] = n
-    assert solving.compare_stage(replace(loaded, cells=cells), quiet=False) == []
+    assert stage(replace(loaded, cells=cells), quiet=False) == []
     assert capsys.readouterr().out == (
         "rescue: no lab cell to compare on; for one's own pair: salvage rescue --specialist ... --compare ...\n"
     )
     assert json.loads((store / "metrics/rescue.json").read_text()) == []
     assert json.loads((store / "data/rescue/views.json").read_text()) == []
-    assert solving.compare_stage(replace(loaded, cells=cells), quiet=True) == [] and engines == []
+    assert stage(replace(loaded, cells=cells), quiet=True) == [] and engines == []
     assert capsys.readouterr().out == ""
 
 
