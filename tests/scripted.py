@@ -6,7 +6,9 @@ intervention, else with a wrong last digit. The same request gets the same answe
 
 from __future__ import annotations
 
+import copy
 import random
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,8 @@ from salvage.engine.base import Completion, Request
 from salvage.lab import task
 from salvage.method.profiles import Tallies
 from salvage.policies.fitted import Fitted
+from salvage.project import settings
+from salvage.project.settings import Settings
 from salvage.tables.vocabulary import FACTS, FEATURES, OPERATORS, SIGNALS
 
 CHARACTERS = task.CHARACTERS
@@ -76,6 +80,19 @@ class Scripted:
 
     def close(self) -> None:
         self.closed += 1
+
+
+def built_in(**sections: dict[str, Any]) -> Settings:
+    """Return the built-in settings with completions as short as the lab's, and these over them; a copy to be changed."""
+    found = copy.deepcopy(_read())
+    for name, values in ({"sample": {"max_tokens": 48}} | sections).items():
+        found.raw[name] |= values
+    return found
+
+
+@cache
+def _read() -> Settings:
+    return settings.load("nowhere.yaml")
 
 
 def problems(n: int) -> pd.DataFrame:

@@ -20,6 +20,7 @@ from salvage.errors import SalvageError
 from salvage.lab.problems import lab_problems
 from salvage.method.profiles import Tallies
 from salvage.policies.fitted import Fitted
+from salvage.problems.judging import Judge
 from salvage.project import settings
 from salvage.project.settings import Cell, Settings
 from salvage.rescue import comparison
@@ -28,7 +29,7 @@ from salvage.rescue.loop import Budget, Loop, Outcome, pair
 from salvage.rescue.waves import Waves
 from salvage.tables import schema
 from salvage.tables.vocabulary import FEATURES, OPERATORS
-from scripted import Scripted, fitted, problems
+from scripted import Scripted, built_in, fitted, problems
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -207,11 +208,8 @@ def test_an_answer_too_few_is_shared_with_nobody(monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture()
 def loaded() -> Settings:
-    found = settings.load("nowhere.yaml")
-    found.raw["sample"]["max_tokens"] = 48
-    found.raw["rescue"] |= {"budgets": [4, 2], "shown": 2, "verify_seconds": 7}
-    found.raw["evaluate"]["resamples"] = 40
-    return found
+    rescue = {"budgets": [4, 2], "shown": 2, "verify_seconds": 7}
+    return built_in(rescue=rescue, evaluate={"resamples": 40})
 
 
 @pytest.fixture()
@@ -233,9 +231,9 @@ CELL = pair("a/s", "a/b", "m|digits", "transformers")
 ARMS = {"retry": None, "fixed": fitted("fixed"), "rule": fitted()}
 
 
-def looped(loaded: Settings, table: pd.DataFrame, arm: Fitted | None, budget: Budget, **how: Any) -> list[Outcome]:
+def looped(loaded: Settings, judge: Judge, table: pd.DataFrame, arm: Fitted | None, budget: Budget) -> list[Outcome]:
     """Return what the loop does by itself, with an engine that nobody shares."""
-    waves = Waves(table, Scripted, loaded, cell=CELL.name, **how)
+    waves = Waves(table, Scripted, loaded, cell=CELL.name, judge=judge)
     return list(Loop(table, waves, arm, budget, first=int(loaded["rescue"]["rollouts"])).run())
 
 
@@ -244,16 +242,17 @@ def test_arms_side_by_side_do_what_each_would_do_alone(
     engines: list[Scripted], loaded: Settings, tmp_path: Path, rollouts: int
 ) -> None:
     loaded.raw["rescue"]["rollouts"] = rollouts
-    table, path = problems(9), tmp_path / "tables" / CELL.file
+    table, path = problems(8), tmp_path / "tables" / CELL.file
+    judge = Judge(table)
     assert comparison._compare(CELL, loaded, table, ARMS, [2, 4], path.parent) is True
-    first = {o.problem_id: o for o in looped(loaded, table, None, Budget(1))}
+    first = {o.problem_id: o for o in looped(loaded, judge, table, None, Budget(1))}
     failed = [o for o in first.values() if o.status != "solved"]
     assert 0 < len(failed) < len(first)
     worth = sum(o.model_tokens for o in failed) / len(failed)
     rows = []
     for name, arm in ARMS.items():
         for budget in (2, 4) if arm else range(1, 9):
-            for o in looped(loaded, table, arm, Budget(round(budget * worth), "tokens")):
+            for o in looped(loaded, judge, table, arm, Budget(round(budget * worth), "tokens")):
                 row = [o.cell, o.problem_id, name, budget, o.status, o.operator or "", len(o.attempts)]
                 rows.append((*row, o.model_tokens, o.scored_tokens))
     made = schema.read(path, schema.RESCUES)
@@ -265,7 +264,7 @@ def test_arms_side_by_side_do_what_each_would_do_alone(
     )
     assert engine.closed == 1
     # the last arm's largest budget is shown, and looked at once; what it took is kept beside
-    shown = looped(loaded, table, ARMS["rule"], Budget(round(4 * worth), "tokens"))
+    shown = looped(loaded, judge, table, ARMS["rule"], Budget(round(4 * worth), "tokens"))
     seen = [o for o in shown if o.failure]
     assert len(engine.looked) == len(seen) > 2
     kept = path.with_suffix(".jsonl").read_text().splitlines()
@@ -511,10 +510,10 @@ def test_held_out_problems_are_in_no_table() -> None:
     loaded = settings.load(ROOT / "params.yaml")
     used = set(lab_problems(600, loaded.seed)["prompt"])
     cell = loaded.cells[0]
-    fresh = comparison.held_out(cell, loaded, 200)
-    assert len(fresh) == fresh["prompt"].nunique() == 200 and not set(fresh["prompt"]) & used
-    assert fresh.equals(comparison.held_out(cell, loaded, 200))
-    assert not fresh["prompt"].equals(comparison.held_out(replace(cell, name="another"), loaded, 200)["prompt"])
+    fresh = comparison.held_out(cell, loaded, 60)
+    assert len(fresh) == fresh["prompt"].nunique() == 60 and not set(fresh["prompt"]) & used
+    assert fresh.equals(comparison.held_out(cell, loaded, 60))
+    assert not fresh["prompt"].equals(comparison.held_out(replace(cell, name="another"), loaded, 60)["prompt"])
 
 
 def test_what_the_largest_profile_uses_is_passed_over(loaded: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -552,29 +551,33 @@ def attempt_rows(cell: str, problem: str, k: int) -> list[dict[str, Any]]:
     return rows
 
 
-@pytest.mark.parametrize(
-    ("first", "kept"),
-    [(1, [("x|t", "a", 1.0), ("x|t", "b", 3.0), ("y|t", "e", 8.0)]), (2, [("x|t", "a", 1.5)]), (3, [])],
-)
-def test_arms_learn_from_failures_as_the_loop_meets_them(
-    loaded: Settings, tmp_path: Path, first: int, kept: list[tuple[str, str, float]]
-) -> None:
-    """The first rollouts, all failed: `a` failed twice, `b` once, `c` was solved at once; x of the second is known."""
-    loaded.raw["rescue"] |= {"rollouts": first, "data": [str(tmp_path / "one"), str(tmp_path / "two")]}
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write two folders of tables: in the first `a` failed twice, `b` at once and late, `c` was solved at once."""
+    folder = tmp_path_factory.mktemp("tables")
     features = {
         "one": [("x|t", "a", 0, 1.0), ("x|t", "a", 1, 2.0), ("x|t", "b", 0, 3.0), ("x|t", "b", 4, 9.0),
                 ("x|t", "c", 1, 4.0), ("x|t", "c", 2, 5.0)],
         "two": [("x|t", "d", 0, 6.0), ("x|t", "d", 1, 7.0), ("y|t", "e", 0, 8.0)],
     }  # fmt: skip
     for name, rows in features.items():
-        schema.write(
-            pd.DataFrame([feature_row(*row) for row in rows]),
-            schema.FEATURE_ROWS,
-            tmp_path / name / "features" / "c.parquet",
-        )
+        told = pd.DataFrame([feature_row(*row) for row in rows])
+        schema.write(told, schema.FEATURE_ROWS, folder / name / "features" / "c.parquet")
         keys = dict.fromkeys((cell, problem) for cell, problem, *_ in rows)
-        tried = [row for k, key in enumerate(keys) for row in attempt_rows(*key, 3 + k)]
-        schema.write(pd.DataFrame(tried), schema.ATTEMPTS, tmp_path / name / "attempts" / "c.parquet")
+        tried = pd.DataFrame([row for k, key in enumerate(keys) for row in attempt_rows(*key, 3 + k)])
+        schema.write(tried, schema.ATTEMPTS, folder / name / "attempts" / "c.parquet")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("first", "kept"),
+    [(1, [("x|t", "a", 1.0), ("x|t", "b", 3.0), ("y|t", "e", 8.0)]), (2, [("x|t", "a", 1.5)]), (3, [])],
+)
+def test_arms_learn_from_failures_as_the_loop_meets_them(
+    tables: Path, loaded: Settings, first: int, kept: list[tuple[str, str, float]]
+) -> None:
+    """The first rollouts, all failed; the second folder's x is known from the first."""
+    loaded.raw["rescue"] |= {"rollouts": first, "data": [str(tables / "one"), str(tables / "two")]}
     table, tallies = comparison.first_failures(loaded)
     assert list(zip(table["cell"], table["problem_id"], table["spread"], strict=True)) == kept
     assert table.index.tolist() == list(range(len(kept)))

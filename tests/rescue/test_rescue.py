@@ -15,12 +15,14 @@ from salvage.project import settings
 from salvage.project.settings import Cell, Settings
 from salvage.rescue import loop as loops
 from salvage.rescue.loop import Budget, Outcome, fingerprint, pair, rescue
-from scripted import Scripted, fitted, problems
+from scripted import Scripted, built_in, fitted, problems
+
+CELL = pair("a/s", "a/b", engine="transformers")
 
 
 @pytest.fixture()
 def loaded() -> Settings:
-    return settings.load("nowhere.yaml")
+    return built_in()
 
 
 @pytest.fixture()
@@ -38,7 +40,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Cell, 
 
 
 def outcomes(**how: Any) -> list[Outcome]:
-    how = {"problems": problems(8), "cell": pair("a/s", "a/b", engine="transformers"), "policy": None} | how
+    how = {"problems": problems(6), "cell": CELL, "policy": None, "settings": built_in()} | how
     return list(rescue(**how))
 
 
@@ -68,7 +70,7 @@ def test_eight_attempts_and_no_price_where_nothing_is_said(opened: list[Any], mo
     monkeypatch.setattr(loops, "Loop", Loop)
     policy = fitted()
     monkeypatch.setattr(loops.policy_uri, "load", lambda uri: {"models:/salvage-router@champion": policy}[uri])
-    list(rescue(problems(2), pair("a/s", "a/b", engine="transformers")))
+    list(rescue(problems(2), CELL))
     assert seen == [(policy, Budget(8), {"first": 1, "price": 0.0}, True)]
     (cell, values, ancestor, _), = opened  # fmt: skip
     assert cell.specialist == "a/s" and ancestor and values["sample"] == settings.load("nowhere.yaml")["sample"]
@@ -91,7 +93,7 @@ def test_a_cells_own_settings_hold_and_rollouts_fail_before_the_policy_is_asked(
     opened: list[Any], loaded: Settings
 ) -> None:
     loaded.raw["rescue"]["rollouts"] = 2
-    cell = replace(pair("a/s", "a/b", engine="transformers"), own=(("max_tokens", 4),))
+    cell = replace(CELL, own=(("max_tokens", 4),))
     told = outcomes(cell=cell, policy=fitted(), budget=Budget(3), settings=loaded)
     assert opened[0][1]["sample"]["max_tokens"] == 4
     assert {a.model_tokens for o in told for a in o.attempts[:2]} == {4}
@@ -140,7 +142,7 @@ def test_every_problem_ends_once_and_says_what_it_cost(opened: list[Any], policy
 
 
 def test_models_are_closed_though_nobody_reads_on(opened: list[Any]) -> None:
-    some = rescue(problems(8), pair("a/s", "a/b", engine="transformers"), None)
+    some = rescue(problems(8), CELL, None)
     next(some)
     some.close()
     assert opened[0][3].closed == 1
@@ -151,7 +153,7 @@ def test_models_are_closed_though_nobody_reads_on(opened: list[Any]) -> None:
 
 def test_outcomes_are_written_as_they_come_and_their_attempts_beside(opened: list[Any], tmp_path: Path) -> None:
     out = tmp_path / "deep" / "er" / "out.jsonl"
-    some = rescue(problems(8), pair("a/s", "a/b", engine="transformers"), None, out=out)
+    some = rescue(problems(8), CELL, None, out=out)
     first = next(some)
     assert out.read_text() == first.line() + "\n"
     whole = [first.line(), *(o.line() for o in some)]
@@ -159,14 +161,14 @@ def test_outcomes_are_written_as_they_come_and_their_attempts_beside(opened: lis
     assert sorted(p.name for p in out.parent.iterdir()) == [".out.jsonl.record", "out.jsonl"]
 
 
-@pytest.mark.parametrize("policy", [None, "rule"])
-@pytest.mark.parametrize("budget", [Budget(5), Budget(90, "tokens"), Budget(1500, "tokens", in_all=True)])
+@pytest.mark.parametrize(
+    ("policy", "budget"),
+    [(None, Budget(5)), ("rule", Budget(90, "tokens")), ("fixed", Budget(600, "tokens", in_all=True))],
+)
 def test_a_killed_job_goes_on_to_the_same_outcomes(
-    opened: list[Any], loaded: Settings, tmp_path: Path, policy: str | None, budget: Budget
+    opened: list[Any], tmp_path: Path, policy: str | None, budget: Budget
 ) -> None:
     how = {"problems": problems(6), "policy": fitted(policy) if policy else None, "budget": budget}
-    loaded.raw["sample"]["max_tokens"] = 48  # no first rollout should cost more of what all share
-    how["settings"] = loaded
     whole = [o.line() for o in outcomes(**how)]
     out, record = tmp_path / "out.jsonl", tmp_path / ".out.jsonl.record"
     assert whole == [o.line() for o in outcomes(out=out, **how)] == out.read_text().splitlines()
@@ -215,15 +217,15 @@ def test_a_record_alone_is_gone_on_with(opened: list[Any], tmp_path: Path) -> No
         {"price": 0.1},
         {"look": False},
         {"policy": fitted()},
-        {"problems": problems(7)},
+        {"problems": problems(3)},
         {"cell": pair("a/s", "a/b", "other", "transformers")},
     ],
 )
 def test_another_job_does_not_go_on_in_this_ones_file(opened: list[Any], tmp_path: Path, other: dict[str, Any]) -> None:
     out = tmp_path / "out.jsonl"
-    outcomes(out=out)
+    outcomes(out=out, problems=problems(2))
     with pytest.raises(SalvageError, match="other models, problems, settings or policy"):
-        outcomes(out=out, **other)
+        outcomes(out=out, **{"problems": problems(2)} | other)
 
 
 # ------------------------------------------------------------------ the fingerprint
@@ -233,7 +235,7 @@ def test_a_fingerprint_knows_all_that_attempts_depend_on(loaded: Settings, tmp_p
     (tmp_path / "weights").write_text("1")
     cell, table = pair(str(tmp_path / "weights"), "b", "c", engine="transformers"), problems(3)
     mark = fingerprint(cell, table, loaded, "part")
-    assert mark == fingerprint(cell, table.copy(), settings.load("nowhere.yaml"), "part")
+    assert mark == fingerprint(cell, table.copy(), built_in(), "part")
     others = [
         fingerprint(replace(cell, name="d"), table, loaded, "part"),
         fingerprint(replace(cell, ancestor="e"), table, loaded, "part"),

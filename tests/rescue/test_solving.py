@@ -13,11 +13,11 @@ import mlflow
 import pytest
 
 from salvage.errors import SalvageError
-from salvage.project import settings, tracking
+from salvage.project import tracking
 from salvage.project.settings import LAB_PROBLEMS, Cell, Settings
 from salvage.rescue import comparison, solving
 from salvage.rescue.loop import Attempt, Budget, Outcome, pair
-from scripted import Scripted, fitted, problems
+from scripted import Scripted, built_in, fitted, problems
 
 LAB = Cell("x-sft-0|digits", "models/s", "models/b", LAB_PROBLEMS, "sft", 0, "x", "transformers")
 OWN = Cell("mine|maths", "my/s", "my/b", "maths.jsonl", "unknown", 0, "own")
@@ -25,11 +25,9 @@ OWN = Cell("mine|maths", "my/s", "my/b", "maths.jsonl", "unknown", 0, "own")
 
 @pytest.fixture()
 def loaded() -> Settings:
-    found = settings.load("nowhere.yaml")
+    rescue = {"arms": ["retry", "rule"], "budgets": [2], "shown": 2}
+    found = built_in(rescue=rescue, evaluate={"resamples": 20})
     found.raw["profiles"] = {found.profile: {"problems": 5, "rescue": 4}}
-    found.raw["sample"]["max_tokens"] = 48
-    found.raw["rescue"] |= {"arms": ["retry", "rule"], "budgets": [2], "shown": 2}
-    found.raw["evaluate"]["resamples"] = 20
     return replace(found, cells=[LAB, OWN])
 
 
