@@ -83,7 +83,7 @@ class Scripted:
 
 
 def built_in(**sections: dict[str, Any]) -> Settings:
-    """Return the built-in settings with completions as short as the lab's, and these over them; a copy to be changed."""
+    """Return the built-in settings with completions as short as the lab's, and these over them; a copy of one's own."""
     found = copy.deepcopy(_read())
     for name, values in ({"sample": {"max_tokens": 48}} | sections).items():
         found.raw[name] |= values

@@ -105,9 +105,9 @@ def test_retries_are_decoded_a_quarter_first_and_the_rest_for_what_still_fails()
 
 
 def test_between_points_a_curve_is_a_line_and_beyond_them_unknown() -> None:
-    xs, ys = np.array([[1.0, 3.0, 7.0]] * 6), np.array([[0.0, 1.0, 3.0]] * 6)
+    xs, ys = np.array([[1.0, 3.0, 7.0]] * 6), np.array([[0.0, 1.0, 2.0]] * 6)
     told = _interpolated(np.array([1.0, 2.0, 3.0, 6.0, 7.0, 7.1]), xs, ys)
-    np.testing.assert_allclose(told, [0, 0.5, 1, 2.5, 3, np.nan])
+    np.testing.assert_allclose(told, [0, 0.5, 1, 1.75, 2, np.nan])
     assert np.isnan(_interpolated(np.array([0.9]), xs[:1], ys[:1])).all()
 
 

@@ -203,10 +203,13 @@ def test_open_problems_that_fit_one_wave_keep_their_order() -> None:
     assert waves.waves == [["p0", "p1", "p2"], ["p0", "p2"]]
 
 
-def test_as_many_as_a_wave_holds_keep_their_order_too() -> None:
+def test_as_many_as_a_wave_holds_or_fewer_keep_their_order_too() -> None:
     # p2 is solved at once: two are left for waves of two, of which p0 was tried more often
     _, waves = run(Budget(4), lambda t: {"correct": t.problem_id == "p2"}, n=3, batch=2)
     assert waves.waves[:3] == [["p0", "p1"], ["p2", "p0"], ["p0", "p1"]]
+    solved = ("p2", "p3", "p4")
+    _, waves = run(Budget(4), lambda t: {"correct": t.problem_id in solved}, n=5, batch=3)
+    assert waves.waves[:3] == [["p0", "p1", "p2"], ["p3", "p4", "p0"], ["p0", "p1"]]
 
 
 def test_a_problem_between_its_first_rollouts_is_worth_nothing_yet(monkeypatch: pytest.MonkeyPatch) -> None:
