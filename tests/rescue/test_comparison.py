@@ -280,14 +280,14 @@ def test_arms_side_by_side_do_what_each_would_do_alone(
 
 
 def test_a_cell_that_is_finished_is_not_run_again(engines: list[Scripted], loaded: Settings, tmp_path: Path) -> None:
-    table, folder = problems(3), tmp_path / "tables"
-    assert comparison._compare(CELL, loaded, table, ARMS, [2], folder)
+    table, folder, arms = problems(1), tmp_path / "tables", {"retry": None, "mine": fitted()}
+    assert comparison._compare(CELL, loaded, table, arms, [2], folder)
     made = (folder / CELL.file).read_bytes()
-    assert comparison._compare(CELL, loaded, table, ARMS, [2], folder) is False
+    assert comparison._compare(CELL, loaded, table, arms, [2], folder) is False
     assert len(engines) == 1 and (folder / CELL.file).read_bytes() == made
-    assert comparison._compare(CELL, loaded, table, ARMS, [3], folder) is True
-    assert comparison._compare(CELL, loaded, table, {"retry": None, "rule": fitted("fixed")}, [3], folder) is True
-    assert comparison._compare(CELL, loaded, problems(4), {"retry": None, "rule": fitted("fixed")}, [3], folder) is True
+    assert comparison._compare(CELL, loaded, table, arms, [1], folder) is True
+    assert comparison._compare(CELL, loaded, table, arms | {"mine": fitted("fixed")}, [1], folder) is True
+    assert comparison._compare(CELL, loaded, problems(2), arms | {"mine": fitted("fixed")}, [1], folder) is True
     assert len(engines) == 4
 
 
