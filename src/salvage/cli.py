@@ -403,6 +403,41 @@ def show(
 
 
 @app.command()
+def doctor(
+    specialist: Annotated[str, typer.Option(help="One's own post-trained model: folder or hub name.")] = "",
+    ancestor: Annotated[str, typer.Option(help="The model that it was post-trained from.")] = "",
+    problems: Annotated[str, typer.Option(help="A problem file (JSONL) or set: do its prompts fit?")] = "",
+    engine: Annotated[str, typer.Option(help="What is to run the pair: vllm, transformers, or auto.")] = "auto",
+    json: Annotated[str, typer.Option(help="Write what was found here as JSON.")] = "",
+) -> None:
+    """Look at this machine, at a pair of models (or those of params.yaml), and check every operator."""
+    extras.need("salvage doctor", "engine")
+    from rich.console import Console
+
+    from salvage.pipeline import doctor as looking
+    from salvage.problems import sets
+    from salvage.project import settings
+    from salvage.tables import files
+
+    if bool(specialist) != bool(ancestor):
+        raise SalvageError("a pair is both: give --specialist and --ancestor")
+    if specialist:
+        prompts = sets.load(problems)["prompt"].tolist() if problems else None
+        pairs = {Path(specialist).name: (specialist, ancestor, engine, prompts)}
+    else:
+        pairs = {cell.name: (cell.specialist, cell.ancestor, cell.engine, None) for cell in settings.load().own}
+    console = Console()
+    found: list[dict[str, Any]] = []
+    for section, finding in looking.doctor(pairs):
+        looking.show(console, section, finding, first=not found or found[-1]["section"] != section)
+        found.append({"section": section, **vars(finding)})
+    if json:
+        files.write_json(Path(json), found)
+    if any(one["ok"] is False for one in found):
+        raise typer.Exit(1)
+
+
+@app.command()
 def report(quiet: Quiet = False) -> None:
     """Draw the pictures and write the page of them."""
     from salvage.pipeline import results
