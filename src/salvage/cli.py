@@ -480,27 +480,29 @@ def new(
 
 @app.command("import-rollouts")
 def import_rollouts(
-    file: Annotated[str, typer.Argument(help="JSONL of the authors' toolkit or of lm-evaluation-harness.")],
+    file: Annotated[str, typer.Argument(help="A file of rollouts, in any of the formats that the docs list.")],
     cell: Annotated[str, typer.Option(help="What to call this specialist on this task.")],
     out: Annotated[str, typer.Option(help="The rollouts table to write (Parquet).")],
-    problems: Annotated[str, typer.Option(help="The problem set; a harness file may bring its own.")] = "",
+    format: Annotated[str, typer.Option(help="What wrote the file; auto: its fields tell.")] = "auto",
+    problems: Annotated[str, typer.Option(help="The problem set; a file may bring its own.")] = "",
     tokenizer: Annotated[str, typer.Option(help="The specialist's folder or hub name, where lines lack tokens.")] = "",
-    verifier: Annotated[str, typer.Option(help="Judges a harness file that brings its own problems.")] = "exact",
+    verifier: Annotated[str, typer.Option(help="Judges a file that brings its own problems.")] = "exact",
+    metric: Annotated[str, typer.Option(help="Which of the file's verdicts to go by; none: verify all here.")] = "",
     metric_filter: Annotated[str, typer.Option("--filter", help="Which of a harness file's filters to take.")] = "",
-    problems_out: Annotated[str, typer.Option(help="Write a harness file's own problems here (Parquet).")] = "",
+    problems_out: Annotated[str, typer.Option(help="Write the file's own problems here (Parquet).")] = "",
 ) -> None:
     """Turn rollouts that exist already into a rollouts table."""
-    from salvage.problems import importing
+    from salvage.problems import formats, importing
     from salvage.problems import sets as problem_sets
     from salvage.tables import schema
 
-    loaded = problem_sets.load(problems) if problems else None
-    encode = _encoder(tokenizer) if tokenizer else None
-    table = importing.import_rollouts(
-        file, loaded, cell, encode, verifier_name=verifier, metric_filter=metric_filter or None
-    )
+    if problems and problems_out:
+        raise SalvageError("--problems and --problems-out were both given; the file's own are written, so choose one")
+    records = formats.records(Path(file), format, metric, metric_filter)
+    answered = problem_sets.load(problems) if problems else importing.file_problems(records, verifier)
+    table = importing.import_rollouts(records, answered, cell, _tokenizer(tokenizer) if tokenizer else None)
     if problems_out:
-        schema.write(importing.lm_eval_problems(file, verifier), schema.PROBLEMS, problems_out)
+        schema.write(answered, schema.PROBLEMS, problems_out)
     schema.write(table, schema.ROLLOUTS, out)
     print(f"import-rollouts: {out}: {len(table)} rollouts of {table['problem_id'].nunique()} problems")
 
@@ -520,8 +522,10 @@ def import_profiles(
         print(f"import-profiles: {out}: {len(table)} failures of {table['cell'].nunique()} cells")
 
 
-def _encoder(name: str) -> Any:
+def _tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
+
+    from salvage.problems.importing import Tokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
@@ -529,4 +533,4 @@ def _encoder(name: str) -> Any:
         raise SalvageError(
             f"--tokenizer {name}: no tokenizer there ({str(error).splitlines()[0]}); correct it"
         ) from None
-    return lambda text: tokenizer.encode(text, add_special_tokens=False)
+    return Tokenizer(lambda text: tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id)

@@ -60,7 +60,7 @@ def from_jsonl(path: str | Path) -> pd.DataFrame:
     rows: list[dict[str, str]] = []
     seen: dict[str, int] = {}
     for line in read_lines(path):
-        row = _problem(line)
+        row = problem(line)
         first = seen.setdefault(row["problem_id"], line.number)
         if first != line.number:
             line.refuse(
@@ -70,7 +70,8 @@ def from_jsonl(path: str | Path) -> pd.DataFrame:
     return schema.check(pd.DataFrame(rows), schema.PROBLEMS, path)
 
 
-def _problem(line: Line) -> dict[str, str]:
+def problem(line: Line) -> dict[str, str]:
+    """Return a line of a problem file as a row of the table, every fault named."""
     _refuse_misspelt(line)
     if isinstance(line.fields.get("problem_id"), float):
         line.refuse(f"column 'problem_id' is {line.fields['problem_id']}; give a text or a whole number")
