@@ -83,9 +83,10 @@ class Scripted:
 
 
 def built_in(**sections: dict[str, Any]) -> Settings:
-    """Return the built-in settings with completions as short as the lab's, and these over them; a copy of one's own."""
+    """Return a copy of the built-in settings, the lab's where these are `auto`, and over them what is given."""
     found = copy.deepcopy(_read())
-    for name, values in ({"sample": {"max_tokens": 48}} | sections).items():
+    lab = {"sample": {"max_tokens": 48, "batch": 512}, "featurize": {"top_k_cov": 3}, "intervene": {"warmup": 2}}
+    for name, values in (lab | sections).items():
         found.raw[name] |= values
     return found
 

@@ -21,6 +21,7 @@ from salvage.project.settings import Settings
 from salvage.rescue import comparison
 from salvage.rescue.loop import Budget, Outcome, pair, rescue
 from scripted import fitted
+from worlds import in_place_of_auto
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def loaded() -> Settings:
     """Params with short rollouts: the tiny models never end one."""
     found = settings.load(ROOT / "params.yaml")
-    found.raw["sample"] |= {"max_tokens": 12, "batch": 64}
+    in_place_of_auto(found.raw)["sample"] |= {"max_tokens": 12, "batch": 64}
     found.raw["rescue"]["budgets"] = [2, 4, 6]
     found.raw["evaluate"]["resamples"] = 300
     return found

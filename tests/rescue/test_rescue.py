@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 import salvage.rescue
+from salvage.engine.fitting import Fit
 from salvage.errors import SalvageError
-from salvage.project import settings
 from salvage.project.settings import Cell, Settings
 from salvage.rescue import loop as loops
 from salvage.rescue.loop import Budget, Outcome, fingerprint, pair, rescue
@@ -35,6 +35,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Cell, 
         return seen[-1][-1]
 
     monkeypatch.setattr(loops, "open_engine", open_engine)
+    monkeypatch.setattr(loops.fitting, "fit", None)  # nothing is `auto`; it would look for the models on a hub
     monkeypatch.chdir(tmp_path)
     return seen
 
@@ -59,7 +60,12 @@ def test_a_pair_is_a_cell_named_after_its_specialist() -> None:
     assert pair("models/mine-7", "models/base", "m|t", "vllm") == replace(made, name="m|t", engine="vllm")
 
 
-def test_eight_attempts_and_no_price_where_nothing_is_said(opened: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eight_attempts_and_no_price_where_nothing_is_said(
+    opened: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """And the settings are those of the params.yaml that lies here."""
+    numbers = "sample: {max_tokens: 47, batch: 8}\nfeaturize: {top_k_cov: 3}\nintervene: {warmup: 2}\n"
+    (tmp_path / "params.yaml").write_text(numbers)
     seen: list[Any] = []
 
     class Loop(loops.Loop):
@@ -73,7 +79,24 @@ def test_eight_attempts_and_no_price_where_nothing_is_said(opened: list[Any], mo
     list(rescue(problems(2), CELL))
     assert seen == [(policy, Budget(8), {"first": 1, "price": 0.0}, True)]
     (cell, values, ancestor, _), = opened  # fmt: skip
-    assert cell.specialist == "a/s" and ancestor and values["sample"] == settings.load("nowhere.yaml")["sample"]
+    assert cell == CELL and ancestor and values["sample"]["max_tokens"] == 47
+
+
+def test_what_is_auto_is_fitted_to_the_pair_and_its_problems(
+    opened: list[Any], loaded: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def fit(cell: Cell, settings: Settings, prompts: list[str]) -> Fit:
+        asked.append((cell, prompts))
+        return Fit({"max_tokens": 5}, ["max_tokens 5"])
+
+    monkeypatch.setattr(loops.fitting, "fit", fit)
+    loaded.raw["sample"]["max_tokens"] = "auto"
+    told = outcomes(settings=loaded)
+    assert asked == [(CELL, problems(6)["prompt"].tolist())]
+    assert {a.model_tokens for o in told for a in o.attempts} == {5}
+    assert opened[0][0].own == (("max_tokens", 5),)
 
 
 def test_retries_open_the_specialist_alone(opened: list[Any]) -> None:
@@ -142,7 +165,7 @@ def test_every_problem_ends_once_and_says_what_it_cost(opened: list[Any], policy
 
 
 def test_models_are_closed_though_nobody_reads_on(opened: list[Any]) -> None:
-    some = rescue(problems(8), CELL, None)
+    some = rescue(problems(8), CELL, None, settings=built_in())
     next(some)
     some.close()
     assert opened[0][3].closed == 1
@@ -153,7 +176,7 @@ def test_models_are_closed_though_nobody_reads_on(opened: list[Any]) -> None:
 
 def test_outcomes_are_written_as_they_come_and_their_attempts_beside(opened: list[Any], tmp_path: Path) -> None:
     out = tmp_path / "deep" / "er" / "out.jsonl"
-    some = rescue(problems(8), CELL, None, out=out)
+    some = rescue(problems(8), CELL, None, out=out, settings=built_in())
     first = next(some)
     assert out.read_text() == first.line() + "\n"
     whole = [first.line(), *(o.line() for o in some)]

@@ -12,6 +12,8 @@ from typing import Any
 import mlflow
 import pytest
 
+from salvage.engine.fitting import Fit
+from salvage.engine.looking import Finding
 from salvage.errors import SalvageError
 from salvage.project import tracking
 from salvage.project.settings import LAB_PROBLEMS, Cell, Settings
@@ -37,6 +39,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path}/store")
     monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
+    monkeypatch.setattr(solving.fitting, "fit", None)  # nothing is `auto`; it would look for the models on a hub
     monkeypatch.chdir(tmp_path)
     tracking.connect()
     return tmp_path
@@ -99,6 +102,56 @@ def test_a_lab_cell_has_held_out_problems_unless_others_are_given(loaded: Settin
     assert solving.choose(loaded, LAB.name, "", "", str(file), "auto")[1]["problem_id"].tolist() == ["x"]
 
 
+# ------------------------------------------------------------------ the pair is looked at first
+
+
+@pytest.fixture()
+def looked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Find no fault with any pair; return what was looked at."""
+    seen: list[Any] = []
+
+    def look(*pair: str, prompts: list[str]) -> Iterator[Finding]:
+        seen.append((*pair, prompts))
+        yield Finding("models", len(seen) < 9, "its weights are torn")
+
+    monkeypatch.setattr(solving, "look", look)
+    return seen
+
+
+def test_a_pair_that_cannot_run_is_refused(loaded: Settings, looked: list[Any]) -> None:
+    table = problems(2)
+    assert solving.ready(OWN, loaded, table, quiet=False) is OWN
+    assert looked == [("my/s", "my/b", "auto", table["prompt"].tolist())]
+    looked += [None] * 8
+    with pytest.raises(SalvageError, match="its weights are torn"):
+        solving.ready(OWN, loaded, table, quiet=False)
+
+
+def test_what_is_auto_is_fitted_to_a_pair_and_told(
+    loaded: Settings,
+    looked: list[Any],
+    store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked: list[Any] = []
+
+    def fit(cell: Cell, settings: Settings, prompts: list[str]) -> Fit:
+        asked.append((cell, settings, prompts))
+        return Fit({"max_tokens": 5, "batch": 6}, ["max_tokens 5 (short)", "batch 6 (small)"])
+
+    monkeypatch.setattr(solving.fitting, "fit", fit)
+    loaded.raw["sample"] |= {"max_tokens": "auto", "batch": "auto"}
+    mine, table = replace(OWN, own=(("warmup", 1),)), problems(2)
+    made = solving.ready(mine, loaded, table, quiet=False)
+    assert made == replace(mine, own=(("warmup", 1), ("max_tokens", 5), ("batch", 6)))
+    assert asked == [(mine, loaded, table["prompt"].tolist())]
+    assert capsys.readouterr().out == "rescue: fitted to the pair: max_tokens 5 (short), batch 6 (small)\n"
+    assert solving.ready(mine, loaded, table, quiet=True) == made and capsys.readouterr().out == ""
+    _, loop = solve(loaded, monkeypatch, outcome(), quiet=True)
+    assert loop.how[0][1].own == (("max_tokens", 5), ("batch", 6))
+
+
 # ------------------------------------------------------------------ solving
 
 
@@ -118,6 +171,7 @@ def solve(loaded: Settings, monkeypatch: pytest.MonkeyPatch, *given: Outcome, **
     monkeypatch.setattr(solving, "rescue", asked)
     how = {"policy": "retry", "budget": Budget(3), "price": 0.0, "out": Path("o.jsonl"), "traced": 0.0} | how
     how = {"quiet": False} | how
+    monkeypatch.setattr(solving, "look", lambda *pair, **how: iter(()))
     return solving.solve(loaded, OWN, problems(max(len(given), 1)), **how), asked
 
 
@@ -286,7 +340,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> list[Scripted]:
 
 
 def test_arms_are_compared_on_ones_own_pair(
-    loaded: Settings, engines: list[Scripted], store: Path, capsys: pytest.CaptureFixture[str]
+    loaded: Settings, engines: list[Scripted], looked: list[Any], store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mine, table = pair("a/s", "a/b", engine="transformers"), problems(5)
     rows = solving.compare(loaded, mine, table, ["rule"], quiet=False)
@@ -294,7 +348,7 @@ def test_arms_are_compared_on_ones_own_pair(
         ("all", "retry", 2, 5), ("all", "rule", 2, 5),
     ]  # fmt: skip
     assert logged() == [{"rescue/retry/budget2": rows[0]["solved"], "rescue/rule/budget2": rows[1]["solved"]}]
-    assert capsys.readouterr().out == "rescue: s done\n"
+    assert capsys.readouterr().out == "rescue: s done\n" and looked[0][:2] == ("a/s", "a/b")
     assert [p.name for p in Path("data/shards/compare").iterdir() if p.suffix == ".parquet"] == ["s.parquet"]
     assert solving.compare(loaded, mine, table, ["rule"], quiet=True) == rows and capsys.readouterr().out == ""
 
