@@ -60,11 +60,19 @@ def main() -> None:
 
     warnings.showwarning = show  # type: ignore[assignment]
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # a full disk says so here, while there is a sentence for it
     except SalvageError as error:
         _end(str(error))
-    except PermissionError as error:
-        _end(f"{error.filename}: permission denied; check the folder's permissions")
+    except BrokenPipeError:  # `salvage evaluate | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if error.errno is None:  # a library's own word, not the system's
+            raise
+        _end(f"{error.filename or 'the system'}: {error.strerror}; check the path, its permissions and the space left")
     except ModuleNotFoundError as error:
         extra = extras.brings(error.name or "")
         if extra is None:
@@ -196,7 +204,9 @@ def route(
 
 def _tell(routed: Any, out: str) -> None:
     if out:
-        routed.to_csv(out, index=False)
+        from salvage.tables import csv_tables
+
+        csv_tables.write(routed, Path(out))
         return
     from salvage.reports.tables import answer_table, show_table
 
@@ -389,17 +399,15 @@ def show(
     rollout: Annotated[int, typer.Option(help="Which failed rollout; -1: the first.")] = -1,
 ) -> None:
     """Print a failed rollout: its tokens shaded by j, the junction, what was tried and what came of it."""
-    from rich.console import Console
-
     from salvage.project import settings
+    from salvage.reports import plain
     from salvage.reports import show as showing
 
     if outcomes:
         told = showing.from_outcomes(Path(outcomes), problem)
     else:
         told = showing.from_tables(settings.load(), problem, cell, rollout)
-    console = Console()
-    showing.show(told, console if console.is_terminal else Console(width=140))
+    showing.show(told, plain.console(140))
 
 
 @app.command()

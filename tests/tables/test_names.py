@@ -81,15 +81,15 @@ def test_case_05_problem_sets_of_one_file_name_stay_apart(tmp_path: Path) -> Non
     [
         (
             ("name: A|t, problems: p.jsonl", "name: a|t, problems: p.jsonl"),
-            "cells 'A|t' and 'a|t' would share the file",
+            "cells 'A|t' and 'a|t' would share",
         ),
         (
             ("name: a|t, problems: P.jsonl", "name: b|t, problems: p.jsonl"),
-            "problem sets 'P.jsonl' and 'p.jsonl' would",
+            "sets 'P.jsonl' and 'p.jsonl' would share",
         ),
         (
             ("name: a|t, problems: lab.jsonl", "name: b|t, problems: lab"),
-            "'lab.jsonl' and 'lab' would share the file lab",
+            "'lab.jsonl' and 'lab' would share",
         ),
         (("name: a|t, problems: p.jsonl", "name: a|t, problems: q.jsonl"), "cell 'a|t' stands twice"),
     ],

@@ -19,6 +19,7 @@ from salvage.method.looks import looks
 from salvage.method.profiles import made_by
 from salvage.policies.rule import Rule, decide
 from salvage.project.settings import DATA, Cell, Settings, problem_file
+from salvage.reports.plain import PlainTable, plain
 from salvage.tables import schema, vocabulary
 
 ORANGE = (213, 94, 0)  # Okabe and Ito's vermilion, as j grows
@@ -133,11 +134,9 @@ def _rates(settings: Settings, cell: Cell, problem_id: str) -> dict[str, tuple[i
 def show(told: dict[str, Any], console: Console) -> None:
     """Print a failure: the rollout, the junction, the decision, what came of it."""
     look, why = told["failure"], told["why"]
-    console.print(
-        Text(f"{told['problem_id']} in {told['cell']}, failed rollout {told.get('rollout', 0)}", style="bold")
-    )
-    console.print(Text.assemble(("problem    ", "dim"), told["prompt"]))
-    console.print(Text.assemble(("reference  ", "dim"), told["reference"]))
+    console.print(plain(f"{told['problem_id']} in {told['cell']}, failed rollout {told.get('rollout', 0)}", "bold"))
+    console.print(Text.assemble(("problem    ", "dim"), plain(told["prompt"])))
+    console.print(Text.assemble(("reference  ", "dim"), plain(told["reference"])))
     console.print(Text.assemble(("rollout    ", "dim"), rollout_text(look)))
     at, features = look["junction"], look["features"]
     shades = f"shaded by the root of j, 0 to {max(look['j']):.2f}"
@@ -149,7 +148,7 @@ def show(told: dict[str, Any], console: Console) -> None:
         for name, value in features.items()
     ]
     console.print(Text.assemble(("features   ", "dim"), ", ".join(scores)))
-    console.print(Text.assemble(("routed to  ", "dim"), _routed(why)))
+    console.print(Text.assemble(("routed to  ", "dim"), plain(_routed(why))))
     ended = "attempts of the pipeline"
     if "status" in told:
         ended = f"{told['status']}, {told['model_tokens']} model-tokens, {told['scored_tokens']} more to score"
@@ -166,13 +165,13 @@ def rollout_text(look: dict[str, Any]) -> Text:
         marked = f"▸{token}◂" if i == look["junction"] else token
         red, green, blue = (round(255 - shade * (255 - part)) for part in ORANGE)
         style = f"black on rgb({red},{green},{blue})" if shade > 0.02 else ""
-        text.append(marked, f"bold underline {style}" if i == look["junction"] else style)
+        text.append_text(plain(marked, f"bold underline {style}" if i == look["junction"] else style))
     return text
 
 
 def _alternatives(look: dict[str, Any]) -> Table:
     """Return what both models would have said at the junction."""
-    table = Table()
+    table = PlainTable()
     both = look["alternatives"]
     for name in both:
         table.add_column(name)
@@ -198,15 +197,15 @@ def _routed(why: dict[str, Any]) -> str:
 def _tried(told: dict[str, Any]) -> Table:
     """Return what was tried: each attempt, or counts by operator."""
     if "rates" in told:
-        table = Table("operator", "right")
+        table = PlainTable("operator", "right")
         for name, (right, of) in told["rates"].items():
             table.add_row(name, f"{right} of {of}")
         return table
-    table = Table("operator", "verdict", "model-tokens", "acted at", "completion")
+    table = PlainTable("operator", "verdict", "model-tokens", "acted at", "completion")
     verdicts = {True: "right", False: "wrong", None: "no verdict"}
     for attempt in told["attempts"]:
         at = str(attempt["position"]) if attempt["position"] >= 0 else ""
         table.add_row(
-            attempt["operator"], verdicts[attempt["correct"]], str(attempt["model_tokens"]), at, Text(attempt["text"])
+            attempt["operator"], verdicts[attempt["correct"]], str(attempt["model_tokens"]), at, attempt["text"]
         )
     return table

@@ -126,7 +126,7 @@ def beside(table: pd.DataFrame, told: dict[str, list[Any]]) -> pd.DataFrame:
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
-    """Read a user's table: CSV or Parquet by its content, or a folder of Parquet files; columns are not checked here."""
+    """Read a user's table: CSV or Parquet by its content, or a folder of Parquet files; columns are not checked."""
     known = ("n_failed_rollouts", *FEATURES, *FACTS)
     table = brought.read(path, ("cell", "problem_id"), known, missing=True)
     if table.empty:

@@ -1,4 +1,4 @@
-"""What a file holds, told by its first bytes and never by its name: unpacked where it is compressed, named where not."""
+"""What a file holds, told by its first bytes and never by its name; what is compressed is unpacked."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def is_parquet(path: str | Path) -> bool:
 
 
 def seems(data: bytes) -> str:
-    """Return what contents seem to be, as a sentence names it (`a Parquet file`); empty where they may be plain text."""
+    """Return what contents seem to be, as a sentence names it (`a Parquet file`); empty where they may be text."""
     for mark, name in WIDE.items():
         if data.startswith(mark):
             return f"{name} text"

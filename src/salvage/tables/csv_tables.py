@@ -1,4 +1,4 @@
-"""CSV, read strictly: every field is text, kept to the byte; nothing is guessed, and what is wrong is named by its line.
+"""CSV, read strictly: every field is text, kept to the byte; nothing is guessed, what is wrong is named by its line.
 
 The separator is a comma, a semicolon or a tab. The header tells which, or a first line `sep=;`, as Excel writes it.
 """
@@ -110,9 +110,7 @@ def _check_header(header: list[str], where: str | Path, known: Sequence[str], se
         if name and header.count(name) > 1:
             raise SalvageError(f"{where}: column {name!r} stands twice; drop one")
         if name not in known and name.strip() in known:
-            raise SalvageError(
-                f"{where}: column {name!r} has spaces around its name; drop them, and those of its fields"
-            )
+            raise SalvageError(f"{where}: column {name!r} has spaces around its name; drop them")
     if len(header) == 1 and len(known) > 1 and header[0] not in known:
         raise SalvageError(
             f"{where}: its first line is one field, {header[0][:60]!r}; "

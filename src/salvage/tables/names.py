@@ -1,7 +1,7 @@
-"""One way from names to file names, in which no two names meet: `|` becomes `--`, what is not plain is percent-encoded.
+"""One way from names to file names; no two names meet. `|` becomes `--`, what is not plain is percent-encoded.
 
-Letters and digits of ASCII and `-_.~` are plain and stay. A dash beside another or beside a `|` is encoded, since two of
-them mean a `|`; so is a dot in front, which would hide the file. A long name is cut, and ends in its hash.
+Letters and digits of ASCII and `-_.~` are plain and stay. A dash beside another or beside a `|` is encoded, since two
+of them mean a `|`; so is a dot in front, which would hide the file. A long name is cut, and ends in its hash.
 """
 
 from __future__ import annotations

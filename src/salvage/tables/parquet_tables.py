@@ -26,9 +26,7 @@ def files(path: Path) -> list[Path]:
         raise SalvageError(f"{path}: there is no such table; check the path, or run the stage that writes it")
     found = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not found:
-        raise SalvageError(
-            f"{path}: there is no such table: the folder has no Parquet file; name a file, or a folder of them"
-        )
+        raise SalvageError(f"{path}: there is no such table: the folder has no Parquet file; name another")
     return found
 
 
