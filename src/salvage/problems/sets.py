@@ -15,6 +15,7 @@ import pandas as pd
 from salvage.errors import SalvageError
 from salvage.problems.verifiers import check_answer, reasoning_gym_entry, reasoning_gym_scorer, verifier
 from salvage.tables import schema
+from salvage.tables.contents import is_parquet
 from salvage.tables.jsonl import Line, read_lines
 
 OPTIONAL = ["task", "verifier", "metadata"]
@@ -33,7 +34,7 @@ def load(spec: str) -> pd.DataFrame:
         if len(parts) != 4 or not all(part.isdecimal() for part in parts[2:]):
             raise SalvageError(f"{spec!r} is not reasoning_gym:NAME:SIZE:SEED with two whole numbers; correct it")
         return from_reasoning_gym(parts[1], int(parts[2]), int(parts[3]))
-    if spec.endswith(".parquet"):
+    if spec.endswith(".parquet") or is_parquet(spec):
         return schema.read(spec, schema.PROBLEMS)
     return from_jsonl(spec)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,9 @@ from salvage.policies.rule import Rule, decide
 from salvage.project.settings import DATA, Cell, Settings, problem_file
 from salvage.reports.plain import PlainTable, plain
 from salvage.tables import schema, vocabulary
+from salvage.tables.jsonl import read_lines
 
+OUTCOME = {"cell", "problem_id", "prompt", "reference", "status", "failure", "why", "attempts"}  # and its tokens
 ORANGE = (213, 94, 0)  # Okabe and Ito's vermilion, as j grows
 
 
@@ -31,15 +32,16 @@ def from_outcomes(path: Path, problem_id: str) -> dict[str, Any]:
     Raises
     ------
     SalvageError
-        Where the problem is not there, or never failed a rollout that was scored.
+        Where it is another kind of file, the problem is not there, or it never failed a rollout that was scored.
     """
-    try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-    except FileNotFoundError:
-        raise SalvageError(f"{path}: there is no such file; give what `salvage rescue --out` wrote") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SalvageError(f"{path} is not JSON, a line an outcome ({error}); give what --out wrote") from None
-    found: dict[str, dict[str, Any]] = {str(line.get("problem_id")): line for line in lines}
+    found: dict[str, dict[str, Any]] = {}
+    for line in read_lines(path, growing=True):
+        if not line.fields.keys() >= OUTCOME:
+            line.refuse(
+                f"it is no outcome of `salvage rescue --out`, which has {', '.join(sorted(OUTCOME))}, but has "
+                f"{', '.join(line.fields) or 'no field'}; give what --out wrote"
+            )
+        found[str(line.fields["problem_id"])] = line.fields
     if problem_id not in found:
         raise SalvageError(f"{path}: problem {problem_id!r} is not among its {len(found)} outcomes; correct it")
     if not found[problem_id]["failure"]:
