@@ -71,7 +71,7 @@ def read_lines(path: str | Path, *, growing: bool = False) -> Iterator[Line]:
         raise SalvageError(f"{path} seems to be {kind}, and no JSON Lines; give a file of one JSON object a line")
     if growing:
         whole, end, last = data.rpartition(b"\n")
-        data = data if last.rstrip().endswith(b"}") else whole + end
+        data = data if not last or last.rstrip().endswith(b"}") else whole + end or b" "
     some = False
     # only \n ends a line: str.splitlines would also cut at U+2028, which JSON allows inside a text
     for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
@@ -79,7 +79,7 @@ def read_lines(path: str | Path, *, growing: bool = False) -> Iterator[Line]:
             some = True
             yield Line(path, number, _object(path, number, raw))
     if not some:
-        told = "has no whole line yet" if growing and not data else "is empty"
+        told = "has no whole line yet" if growing and data else "is empty"
         raise SalvageError(f"{path} {told}; it needs one JSON object a line")
 
 
