@@ -72,9 +72,8 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", schema.KINDS)
 def test_case_35_a_table_in_place_of_another_is_named(tmp_path, kind):
     table = schema.KINDS[kind]
-    values = {
-        name: pd.Series(["x"] if str(c.dtype).startswith("str") else [[1.0]]) for name, c in table.columns.items()
-    }
+    texts = {name for name, column in table.columns.items() if str(column.dtype).startswith("str")}
+    values = {name: ["x"] if name in texts else [[1.0]] for name in table.columns}
     pd.DataFrame(values).to_parquet(tmp_path / "t")
     for other in (schema.KINDS[name] for name in schema.KINDS if name != kind):
         with pytest.raises(SalvageError, match=f"t: column .* is missing; .*; it seems to be the table of {kind}$"):

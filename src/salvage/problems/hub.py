@@ -66,7 +66,7 @@ def from_hub(spec: str, options: dict[str, str]) -> list[Line]:
 def from_parquet(path: Path, options: dict[str, str]) -> list[Line]:
     """Return the rows of a Parquet file, whose columns the options name, as lines of a problem file."""
     try:
-        rows = pd.read_parquet(path).to_dict("records")
+        rows = pd.read_parquet(path, partitioning=None).to_dict("records")
     except (OSError, ValueError) as error:
         raise SalvageError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}") from error
     return _lines(rows, str(path), Preset(), options, path.stem)

@@ -67,7 +67,8 @@ def _limit(spec: str, text: str) -> int | None:
 def _loaded(spec: str, options: dict[str, str]) -> pd.DataFrame:
     if spec.startswith("hf:"):
         return from_lines(hub.from_hub(spec.removeprefix("hf:"), options), spec)
-    if spec.endswith(".parquet") and options:
+    is_table = spec.endswith(".parquet") or is_parquet(spec)
+    if is_table and options:
         return from_lines(hub.from_parquet(Path(spec), options), spec)
     if options:
         raise SalvageError(f"{spec}: only columns of hf: sets and Parquet files are named so; rename the file's fields")
@@ -76,7 +77,7 @@ def _loaded(spec: str, options: dict[str, str]) -> pd.DataFrame:
         if len(parts) != 4 or not all(part.isdecimal() for part in parts[2:]):
             raise SalvageError(f"{spec!r} is not reasoning_gym:NAME:SIZE:SEED with two whole numbers; correct it")
         return from_reasoning_gym(parts[1], int(parts[2]), int(parts[3]))
-    if spec.endswith(".parquet") or is_parquet(spec):
+    if is_table:
         return schema.read(spec, schema.PROBLEMS)
     return from_jsonl(spec)
 
