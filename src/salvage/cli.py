@@ -126,6 +126,7 @@ def _stage(name: str, quiet: bool) -> None:
 def lab(
     family: Annotated[str, typer.Option(help="smollm2: a real language model instead, and a specialist of it.")] = "",
     steps: Annotated[int, typer.Option(min=1, help="Of fine-tuning smollm2, 16 problems each.")] = 50,
+    adapter: Annotated[bool, typer.Option("--adapter", help="As a LoRA adapter, trained on chats.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Train the lab's micro models, ancestors and specialists."""
@@ -138,6 +139,11 @@ def lab(
 
     if family != "smollm2":
         raise SalvageError(f"--family {family!r} is not known; the only one is smollm2, the others are params.yaml's")
+    if adapter:
+        made, chats = smollm2.make_adapter(steps, settings.load().seed, quiet=quiet)
+        if not quiet:
+            print(f"lab: {made} is an adapter; next: salvage run --specialist {made} --problems {chats}")
+        return
     specialist, ancestor = smollm2.make(steps, settings.load().seed, quiet=quiet)
     if not quiet:
         print(
