@@ -38,8 +38,9 @@ def test_p_values_count_ties_and_themselves() -> None:
 
 
 def test_folds_give_two_errors_each_way() -> None:
-    mean, low, high = over_folds(np.array([[1.0], [3.0]]))
-    assert (mean[0], low[0], high[0]) == pytest.approx((2, 0, 4))
+    mean, low, high = over_folds(np.array([[1.0, 0.5], [3.0, 0.5], [8.0, 0.5]]))
+    error = (13 / 3) ** 0.5  # the variance is 13 with n - 1, and there are three
+    np.testing.assert_allclose([mean, low, high], [[4, 0.5], [4 - 2 * error, 0.5], [4 + 2 * error, 0.5]])
 
 
 def test_the_area_counts_ties_half_and_weights() -> None:
