@@ -29,7 +29,7 @@ def compare(got: list[dict], expected: list[dict]) -> None:
 
 def test_every_row_of_cells_with_families() -> None:
     profiles, attempts, facts = uneven(FAMILIES, 9, [4, 4, 5, 4, 4], 0)
-    policies = ("calibrated", "portfolio", "calibrated:6", "learned", "rule", "random", "fixed")
+    policies = ("calibrated", "portfolio", "calibrated:6", "rule", "random", "fixed")
     settings: dict[str, Any] = {"facts": facts, "policies": policies, "folds": 3, "seed": 3, **FEW}
     rows = Plain(profiles, attempts, **settings).rows
     assert {row["cell"] for row in rows} == {*FAMILIES, "all", "qwen-*", "*-rl-*"}

@@ -73,6 +73,20 @@ def test_cross_fitted_rates_are_unbiased_over_all_failures(read_only):
     assert (np.abs(gaps.mean(0)) < 4 * gaps.std(0) / np.sqrt(len(gaps))).all()
 
 
+def test_a_rule_that_is_right_is_found_right():
+    # what each failure's largest feature names rescues it, nothing else does
+    features, truth = pointing(600, 0.1, 0.8)
+    rows = evaluate(*planted(truth, features=features, cells=2), **FEW)
+    for protocol in ("paper", "cross-fitted"):
+        got = picked(rows, protocol=protocol)
+        assert got["rule"] == pytest.approx(got["oracle"], abs=0.05) and got["rule"] > 0.75
+        assert got["best fixed"] < 0.5
+        p = [
+            row["p_value"] for row in rows if row["policy"] == "rule" and row["protocol"] == protocol and row["k"] == 1
+        ]
+        assert max(p) == pytest.approx(1 / 201)
+
+
 def test_the_rules_p_value_is_uniform_where_features_say_nothing(read_only):
     read_only("all")
     truth = np.random.default_rng(5).beta(1, 2, size=(60, 5))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Callable
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -172,3 +175,30 @@ def test_the_area_is_the_share_of_pairs_that_are_ordered_right() -> None:
             pairs += weight[i] * weight[j]
             won += weight[i] * weight[j] * (1.0 if score[i] > score[j] else 0.5 * (score[i] == score[j]))
         assert told == pytest.approx(won / pairs if pairs else np.nan, nan_ok=True)
+
+
+def test_however_many_resamples_memory_is_that_of_a_chunk() -> None:
+    n = 2000
+    table, cell, ones = np.ones((n, 1)), np.zeros(n, int), np.ones(n, bool)
+
+    def peak(resamples: int, make: Callable[[int], Any]) -> int:
+        tracemalloc.start()
+        make(resamples)
+        told = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return told
+
+    def shuffle(times: int) -> Any:
+        return shuffled_sums([np.zeros(n, int)], [np.ones((n, 5))], [ones], cell, times, [0])
+
+    for make, chunk in ((lambda times: list(bootstrap(table, cell, times, 0)), 2000), (shuffle, 1000)):
+        assert peak(4 * chunk, make) < 2 * peak(chunk, make)
+
+
+def test_more_failures_than_a_chunk_holds_are_drawn_one_resample_at_a_time() -> None:
+    n = 4_000_001
+    assert next(bootstrap(np.ones((n, 1), np.float32), np.zeros(n, np.int8), 1, 0)).tolist() == [[n]]
+    n = 2_000_001
+    cell, rates, in_scope = np.zeros(n, np.int8), np.ones((n, 1), np.float32), np.ones(n, bool)
+    assert shuffled_sums([cell], [rates], [in_scope], cell, 1, [0]).tolist() == [[n]]
+    assert [part.shape for part in resampled_problems(cell, 2, [0])] == [(1, n), (1, n)]
