@@ -61,15 +61,18 @@ def _train(model: LabModel, seed: int, steps: dict[str, int]) -> bool:
     return shards.folder_once(model.folder, mark, train)
 
 
+def problem_set(spec: str, settings: Settings) -> pd.DataFrame:
+    """Return the problems that a cell names: the lab's, or one's own."""
+    if spec == LAB_PROBLEMS:
+        return lab_problems(settings.profile_values["problems"], settings.seed)
+    return sets.load(spec)
+
+
 def problem_sets(settings: Settings, *, quiet: bool = False) -> int:
     """Write the problem set of every cell; return how many there are."""
     specs = dict.fromkeys(cell.problems for cell in settings.cells)
     for spec in specs:
-        table = (
-            lab_problems(settings.profile_values["problems"], settings.seed)
-            if spec == LAB_PROBLEMS
-            else sets.load(spec)
-        )
+        table = problem_set(spec, settings)
         schema.write(table, schema.PROBLEMS, problem_file(spec))
         if not quiet:
             print(f"problems: {spec}: {len(table)} problems", flush=True)
@@ -319,7 +322,7 @@ def _each_cell(stage: str, work: Callable[..., bool], settings: Settings, folder
         engine, why = chosen(name)
         if not quiet:
             print(f"{stage}: engine {engine} ({why})", flush=True)
-    worked = each(stage, work, {c.name: (c, settings) for c in settings.cells}, quiet=quiet)
+    worked = each(stage, work, {c.name: (c, settings.of(c)) for c in settings.cells}, quiet=quiet)
     for folder in folders:
         _drop_others(DATA / folder, {cell.file for cell in settings.cells})
     return worked

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,13 @@ from typing import Any
 import yaml
 
 from salvage.errors import SalvageError
+from salvage.project import params
 
 PARAMS = Path("params.yaml")
 DATA = Path("data")
 MODELS = DATA / "models"
 LAB_PROBLEMS = "lab"
+FITTED = {"max_tokens": "sample", "batch": "sample", "top_k_cov": "featurize", "warmup": "intervene"}  # a cell may say
 NO_LAB: dict[str, Any] = {"lab": {"families": [], "seeds": {}, "ancestors": 0, "steps": {}}}
 NO_LAB |= dict.fromkeys(("problems", "side_by_side", "rescue"), 0)  # what a profile has that says nothing of the lab
 
@@ -32,6 +34,7 @@ class Cell:
     family: str
     engine: str = "auto"
     rollouts: str = ""  # a table of `import-rollouts`, where there are rollouts already
+    own: tuple[tuple[str, int], ...] = ()  # settings of FITTED that are this pair's own, by name
 
     @property
     def file(self) -> str:
@@ -71,8 +74,33 @@ class Settings:
     def profile_values(self) -> dict[str, Any]:
         return dict(self.raw["profiles"][self.profile])
 
+    def of(self, cell: Cell) -> Settings:
+        """Return the settings as a cell has them: its own over those of all.
+
+        Raises
+        ------
+        SalvageError
+            Where one is `auto` still: `salvage run` fits it to the pair and writes it down.
+        """
+        own: dict[str, Any] = {}
+        for name, value in cell.own:
+            own.setdefault(FITTED[name], {})[name] = value
+        told = replace(self, raw=_over(self.raw, own)) if own else self
+        for name, section in FITTED.items():
+            if told.raw[section][name] == "auto":
+                raise SalvageError(
+                    f"params.yaml: {section}.{name} is auto, and {cell.name!r} was not looked at yet; start with "
+                    "`salvage run`, which fits it, or write a number"
+                )
+        return told
+
     def __getitem__(self, section: str) -> dict[str, Any]:
         return dict(self.raw[section])
+
+    @property
+    def own(self) -> list[Cell]:
+        """One's own pairs, in the order of `cells` in params.yaml."""
+        return self.cells[len(self.cells) - len(self.raw["cells"]) :]
 
 
 def load(path: str | Path = PARAMS) -> Settings:
@@ -85,15 +113,17 @@ def load(path: str | Path = PARAMS) -> Settings:
     """
     path = Path(path)
     built_in = resources.files("salvage.project").joinpath("template/params.yaml").read_text(encoding="utf-8")
-    raw = _over(yaml.safe_load(built_in), _read(path))
-    raw["profiles"] = {name: NO_LAB | values for name, values in raw["profiles"].items()}
-    raw.setdefault("methods", [])
+    raw = _over(yaml.safe_load(built_in), params.read(path))
+    if isinstance(raw["profiles"], dict):
+        raw["profiles"] = {n: NO_LAB | v if isinstance(v, dict) else v for n, v in raw["profiles"].items()}
+    raw = {"methods": [], "lab": None} | raw
+    params.check(raw, path)
     profile = raw["profile"]
     if profile not in raw["profiles"]:
         raise SalvageError(f"{path}: profile {profile!r} is not one of {', '.join(raw['profiles'])}")
     lab = _lab_models(raw["profiles"][profile]["lab"], raw["methods"])
     cells = lab_cells(raw, profile)
-    cells += [_own_cell(path, i, entry) for i, entry in enumerate(raw.get("cells") or [])]
+    cells += [_own_cell(path, i, entry) for i, entry in enumerate(raw["cells"])]
     names = [cell.name for cell in cells]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -101,20 +131,11 @@ def load(path: str | Path = PARAMS) -> Settings:
     return Settings(raw=raw, seed=int(raw["seed"]), profile=profile, lab=lab, cells=cells)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SalvageError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict | None):
-        raise SalvageError(f"{path} is not a table of settings but {str(values)[:40]!r}; see `salvage new`")
-    return values or {}
-
-
 def _over(values: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """Return values with one's own over them, section by section."""
+    own = {
+        name: value for name, value in own.items() if value is not None or name not in values
+    }  # left empty: left out
     both = own | {name: value for name, value in values.items() if name not in own}  # errors list one's own first
     sections = [name for name in own if isinstance(values.get(name), dict) and isinstance(own[name], dict)]
     return both | {name: _over(values[name], own[name]) for name in sections}
@@ -126,7 +147,8 @@ def lab_cells(raw: dict[str, Any], profile: str) -> list[Cell]:
         raise SalvageError(f"params.yaml: profile {profile!r} is not one of {', '.join(raw['profiles'])}; correct it")
     models = _lab_models(raw["profiles"][profile]["lab"], raw["methods"])
     engine = str(raw.get("engine", "transformers"))
-    return [_lab_cell(model, engine) for model in models if model.method != "ancestor"]
+    own = tuple((raw.get("lab") or {}).items())
+    return [_lab_cell(model, engine, own) for model in models if model.method != "ancestor"]
 
 
 def _lab_models(lab: dict[str, Any], methods: list[str]) -> list[LabModel]:
@@ -138,7 +160,7 @@ def _lab_models(lab: dict[str, Any], methods: list[str]) -> list[LabModel]:
     return models
 
 
-def _lab_cell(model: LabModel, engine: str) -> Cell:
+def _lab_cell(model: LabModel, engine: str, own: tuple[tuple[str, int], ...]) -> Cell:
     ancestor = LabModel(model.family, "ancestor", model.ancestor_seed, model.ancestor_seed)
     return Cell(
         name=f"{model.name}|digits",
@@ -149,6 +171,7 @@ def _lab_cell(model: LabModel, engine: str) -> Cell:
         seed=model.seed,
         family=model.family,
         engine=engine,
+        own=own,
     )
 
 
@@ -167,6 +190,7 @@ def _own_cell(path: Path, i: int, entry: dict[str, Any]) -> Cell:
         family=str(entry.get("family", "own")),
         engine=str(entry.get("engine", "auto")),
         rollouts=str(entry.get("rollouts", "")),
+        own=tuple((name, entry[name]) for name in FITTED if entry.get(name) is not None),
     )
 
 

@@ -60,6 +60,7 @@ def from_tables(settings: Settings, problem_id: str, cell_name: str = "", rollou
         Which one; the first that failed where it is -1.
     """
     cell, rows = _failed(settings, problem_id, cell_name)
+    settings = settings.of(cell)
     known = rows["rollout"].tolist()
     if rollout >= 0 and rollout not in known:
         raise SalvageError(f"rollout {rollout} of {problem_id!r} did not fail in {cell.name!r}; take one of {known}")

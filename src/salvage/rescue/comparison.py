@@ -262,7 +262,7 @@ def compare(
             if arm is not None:
                 arm.refuse_seen(problems)
     budgets = sorted(int(b) for b in settings["rescue"]["budgets"])
-    jobs = {name: (cell, settings, problems, fitted, budgets, folder) for name, (cell, problems) in cells.items()}
+    jobs = {n: (cell, settings.of(cell), problems, fitted, budgets, folder) for n, (cell, problems) in cells.items()}
     each("rescue", _compare, jobs, quiet=quiet)
     table = pd.concat([schema.read(folder / cell.file, schema.RESCUES) for cell, _ in cells.values()])
     return rows(table, budgets, resamples=settings["evaluate"]["resamples"], seed=settings.seed)
