@@ -27,62 +27,6 @@ def failures(n: int, seed: int, cells: int = 2) -> pd.DataFrame:
     return planted(truth, cells=cells, seed=seed)[0]
 
 
-# ------------------------------------------------------------------ calibrated
-
-
-@pytest.mark.parametrize("choices", [OPERATORS, INTERVENTIONS])
-@settings(deadline=None)
-@given(st.integers(8, 60), st.integers(0, 10**6), st.booleans())
-def test_without_outcomes_calibrated_is_the_rule(choices: list[str], n: int, seed: int, ties: bool) -> None:
-    table = failures(n, seed)
-    if ties:
-        table[FEATURES] = table[FEATURES].round(0)
-    policy = Calibrated.fit(table, from_rates(table), choices, outcomes=0)
-    told = decide_by_cell(table)
-    lead = np.column_stack([told["margin"], told[[f"z_{name}" for name in FEATURES]].abs()])
-    clear = ((lead == 0) | (lead > 1e-12)).all(axis=1)  # a tie but for rounding may break either way
-    assert pick(policy.expected(table), choices)[clear].tolist() == told["operator"][clear].tolist()
-
-
-def test_calibrated_breaks_a_tie_as_the_rule_does() -> None:
-    table = failures(12, 0, cells=1).assign(**dict.fromkeys(FEATURES, np.arange(12.0)))  # no feature leads anywhere
-    policy = Calibrated.fit(table, from_rates(table), OPERATORS, outcomes=0)
-    assert pick(policy.expected(table), OPERATORS).tolist() == decide_by_cell(table)["operator"].tolist()
-
-
-def test_with_many_outcomes_calibrated_takes_each_cells_best() -> None:
-    truth = np.full((4000, 5), 0.3)
-    truth[::2, 1] = truth[1::2, 4] = 0.4
-    profiles, _ = planted(truth, cells=2)
-    policy = Calibrated.fit(profiles, from_rates(profiles), OPERATORS)
-    best = np.where(profiles["cell"] == "m0|t", OPERATORS[1], OPERATORS[4])
-    assert (pick(policy.expected(profiles), OPERATORS) == best).mean() > 0.97
-
-
-def test_the_tilt_is_kept_where_the_features_hold_up_and_dropped_where_not() -> None:
-    table = failures(1500, 3)
-    slopes = []
-    for gain in (0.0, 0.1):
-        rates = np.full((1500, 5), 0.4) + np.random.default_rng(1).normal(size=(1500, 5)) * 0.1
-        for i, operator in enumerate(("dense_steer", "sparse_steer", "local_temp")):
-            rates[:, OPERATORS.index(operator)] += gain * table[FEATURES[i]]
-        slopes.append(Calibrated.fit(table, Tallies(rates, np.ones_like(rates)), OPERATORS).slope_)
-    assert slopes[0] < 0.005 and slopes[1] == pytest.approx(0.1, rel=0.1)
-
-
-def test_cell_rates_are_shrunk_as_far_as_noise_explains_them() -> None:
-    rng = np.random.default_rng(0)
-    cell = np.repeat(["big", "small", "big2"], [3000, 6, 3000])
-    rates = (rng.random((len(cell), 3)) < np.where((cell == "big2")[:, None], [0.5, 0.3, 0.3], [0.3, 0.5, 0.3])) * 1.0
-    fitted = CellRates.fit(cell, rates)
-    level, advantage, variance = fitted.of(np.array(["big", "small", "big2", "unseen"]))
-    assert advantage[0].argmax() == 1 and advantage[2].argmax() == 0
-    raw = rates[cell == "small"] - rates[cell == "small"].mean(1, keepdims=True)
-    assert np.abs(advantage[1]).max() < np.abs(raw.mean(0)).max()
-    assert (variance[1] > variance[0]).all() and (variance[3] > variance[0]).all() and (variance > 0).all()
-    assert ((level > 0.2) & (level < 0.6)).all()
-
-
 # ------------------------------------------------------------------ portfolio
 
 
