@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from salvage.method.profiles import from_rates, problem_folds, problem_keys, slots, tally
 from salvage.tables.vocabulary import OPERATORS
@@ -71,3 +73,13 @@ def test_folds_are_even_over_problems() -> None:
     table = pd.DataFrame({"cell": ["a|t"] * 7, "problem_id": [f"p{i}" for i in range(7)]})
     fold = problem_folds(table, 3, np.random.default_rng(0))
     assert sorted(np.bincount(fold).tolist()) == [2, 2, 3]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 50), st.integers(2, 6), st.integers(0, 1000))
+def test_folds_keep_a_problem_together(n: int, folds: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    table = pd.DataFrame({"cell": "m|t", "task": "t", "problem_id": rng.integers(0, 20, n).astype(str)})
+    fold = problem_folds(table, folds, rng)
+    assert pd.Series(fold).groupby(table["problem_id"]).nunique().max() == 1
+    assert set(fold) <= set(range(folds))
