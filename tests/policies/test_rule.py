@@ -50,7 +50,7 @@ def test_the_authors_table_is_met():
         assert got == pytest.approx(expected, abs=1e-12)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     st.integers(2, 60), st.integers(0, 2**32), st.sampled_from(FEATURES), st.integers(-20, 20), st.integers(-100, 100)
 )
@@ -74,8 +74,8 @@ def test_the_order_of_failures_does_not_matter(n, seed, fallback):
     assert (turned[clear] == route_batch(table, fallback)[order][clear]).all()
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.integers(2, 60), st.integers(0, 2**32), st.booleans())
+@settings(max_examples=15, deadline=None)
+@given(st.integers(2, 30), st.integers(0, 2**32), st.booleans())
 def test_one_request_is_answered_as_in_a_batch_also_after_json(n, seed, fallback):
     table = failures(n, seed)
     rule = Rule.fit(table, fallback)
