@@ -146,7 +146,7 @@ class Calibrated:
         groups = {str(cell): rows for cell, rows in failures.groupby("cell", sort=True)}
         rules = {cell: Rule.fit(rows) for cell, rows in groups.items() if len(rows) > 1}
         blank = cls(tuple(choices), rule, rules, CellRates.fit(np.array([]), np.zeros((0, len(choices)))), PRIOR_TILT)
-        rank = failures.groupby("cell", sort=False).cumcount().to_numpy()
+        rank = failures.groupby("cell").cumcount().to_numpy()
         known = np.flatnonzero(rank < (np.inf if outcomes is None else outcomes))
         if not len(known):
             return blank
