@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
 
 from salvage.errors import SalvageError
-from salvage.tables.vocabulary import ANCHORS, CONTINUATIONS
+from salvage.tables.vocabulary import ANCHORS, CONTINUATIONS, PARTS
 
 Count = Annotated[int, Field(ge=1)]
 Some = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+OR_AUTO = WrapValidator(lambda value, check: value if value == "auto" else check(value))
 Name = Annotated[str, Field(min_length=1)]
 Engine = Literal["auto", "vllm", "transformers"]
 WANTED = {  # by pydantic's name of a fault, where its own words are a programmer's
@@ -88,7 +89,10 @@ class Vllm(Section):
 
 class Sample(Section):
     rollouts: Count
-    temperature: Positive
+    temperature: Annotated[Positive, OR_AUTO]
+    top_p: Annotated[float, Field(gt=0, le=1), OR_AUTO]
+    top_k: Annotated[int, Field(ge=0), OR_AUTO]
+    min_p: Annotated[Share, OR_AUTO]
     max_tokens: Count
     batch: Count
 
@@ -97,6 +101,8 @@ class Featurize(Section):
     top_k_cov: Count
     window: Count
     chunk: Count
+    part: Literal[tuple(PARTS)]  # type: ignore[valid-type]
+    truncated: Literal["keep", "leave out"]
 
 
 class Intervene(Section):
