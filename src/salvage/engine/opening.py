@@ -39,16 +39,17 @@ def settled(cell: Cell, settings: Settings) -> Settings:
     automatic = [field.name for field in fields(Sampling) if values[field.name] == "auto"]
     if not automatic:
         return settings
-    told = generation_config(cell.specialist)
-    off = asdict(Sampling(1.0)) | {name: value for name, value in told.items() if value is not None}
-    off["top_k"] = max(0, off["top_k"])  # -1 is vLLM's for all
-    values |= {name: off[name] for name in automatic}
+    off = asdict(Sampling(1.0))
+    told = {name: value for name, value in generation_config(cell.specialist).items() if value is not None}
+    if told.get("top_k") == -1:  # vLLM's for all
+        del told["top_k"]
+    values |= {name: (off | told)[name] for name in automatic}
     try:
         Sampling.of(values)
-    except (SalvageError, TypeError) as error:
-        raise SalvageError(
-            f"{cell.specialist}: generation config: {error}, or give a number for it under sample"
-        ) from None
+    except TypeError:
+        raise SalvageError(f"{cell.specialist}: generation config: {values} is not all numbers; correct it") from None
+    except SalvageError as error:
+        raise SalvageError(f"{cell.specialist}: generation config: {error}, or say a number under sample") from None
     return replace(settings, raw=settings.raw | {"sample": values})
 
 
@@ -75,7 +76,10 @@ def _penal(name: str, value: Any) -> bool:
 def generation_config(specialist: str) -> dict[str, Any]:
     """Return what a model's generation config says; nothing where it has none, as vLLM takes it."""
     from transformers import GenerationConfig
+    from transformers.utils import logging
 
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # that flags are ignored without do_sample: here they are not
     try:
         return dict(GenerationConfig.from_pretrained(specialist).to_diff_dict())
     except OSError as error:
@@ -83,6 +87,8 @@ def generation_config(specialist: str) -> dict[str, Any]:
         if file.exists():
             raise SalvageError(f"{file} cannot be read: {str(error).splitlines()[0]}; correct it") from error
         return {}
+    finally:
+        logging.set_verbosity(level)
 
 
 def engine_mark(cell: Cell, settings: Settings) -> list[Any]:

@@ -12,24 +12,21 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 from weakref import finalize
 
 import numpy as np
-import psutil
 import torch
-from huggingface_hub import snapshot_download
-from safetensors import safe_open
 
 from salvage.engine.base import Completion, Request, Sampling
+from salvage.engine.checkpoint import cache_bytes, weight_bytes
 from salvage.engine.choice import chosen
 from salvage.engine.speaker import Speaker
 from salvage.engine.steering import Plan
 from salvage.errors import SalvageError
-from salvage.project.machine import gpu
+from salvage.project.machine import gpu, memory
 from salvage.tables.vocabulary import SIGNALS
 
 _T = TypeVar("_T")
@@ -224,15 +221,16 @@ class VllmEngine(Speaker):
     def _cache(self) -> dict[str, Any]:
         """Return what vLLM is to take for its KV cache; refuse a pair that does not fit the memory."""
         kind = getattr(torch, self.dtype)
-        weights = sum(_weights(name, kind) for name in self.names)
-        a_token = sum(_kv_bytes(config, kind) for config in self.configs)
+        weights = sum(weight_bytes(name, kind) for name in self.names)
+        a_token = sum(cache_bytes(config, kind) for config in self.configs)
         one = a_token * (self.context or 1)
         if gpu():
             whole = torch.cuda.get_device_properties(0).total_memory * self.tensor_parallel_size
             have, where = int(whole * self.memory), "GPU"
         else:  # workers beside each other share the machine as they share its cores
-            whole = psutil.virtual_memory().total * torch.get_num_threads() // len(os.sched_getaffinity(0))
-            have, where = min(int(whole * self.memory), psutil.virtual_memory().available), "machine"
+            whole, free = memory()
+            whole = whole * torch.get_num_threads() // len(os.sched_getaffinity(0))
+            have, where = min(int(whole * self.memory), free), "machine"
         if weights + one > have:
             raise SalvageError(
                 f"{' and '.join(self.names)} need {_gib(weights + one)} ({_gib(weights)} of weights in {self.dtype}, "
@@ -304,26 +302,8 @@ def _guarded(work: Callable[[], _T]) -> _T:
         raise SalvageError(f"vLLM refuses: {' '.join(lines[:4])[:600]}") from error
 
 
-def _weights(name: str, kind: torch.dtype) -> int:
-    """Return the bytes that a checkpoint's weights take in a data type, from the headers of its files."""
-    local = Path(name).exists()
-    folder = Path(name if local else snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
-    entries = 0
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as tensors:
-            entries += sum(prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
-    return entries * kind.itemsize
-
-
 def _likeliest(tokens: np.ndarray, p: np.ndarray) -> list[tuple[int, float]]:
     return [(int(token), float(share)) for token, share in zip(tokens, p, strict=True)]
-
-
-def _kv_bytes(config: Any, kind: torch.dtype) -> int:
-    """Return the bytes of one token in a model's KV cache."""
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_hidden_layers * heads * width * kind.itemsize)
 
 
 def _gib(size: float) -> str:

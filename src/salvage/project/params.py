@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from salvage.errors import SalvageError
 from salvage.tables.vocabulary import ANCHORS, CONTINUATIONS, PARTS
@@ -17,7 +17,6 @@ Count = Annotated[int, Field(ge=1)]
 Some = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
-OR_AUTO = WrapValidator(lambda value, check: value if value == "auto" else check(value))
 Name = Annotated[str, Field(min_length=1)]
 Engine = Literal["auto", "vllm", "transformers"]
 WANTED = {  # by pydantic's name of a fault, where its own words are a programmer's
@@ -74,10 +73,19 @@ class CellEntry(Section):
     family: Name = "own"
     engine: Engine = "auto"
     rollouts: str = ""
-    max_tokens: Count | None = None  # these are the pair's own, in place of what the sections say
+    max_tokens: Count | None = None  # these are the pair's own, as in Fitted
     batch: Count | None = None
     top_k_cov: Count | None = None
     warmup: Some | None = None
+
+
+class Fitted(Section):
+    """What a pair of models may have of its own, in place of what the sections say."""
+
+    max_tokens: Count
+    batch: Count
+    top_k_cov: Count
+    warmup: Some
 
 
 class Vllm(Section):
@@ -89,16 +97,16 @@ class Vllm(Section):
 
 class Sample(Section):
     rollouts: Count
-    temperature: Annotated[Positive, OR_AUTO]
-    top_p: Annotated[float, Field(gt=0, le=1), OR_AUTO]
-    top_k: Annotated[int, Field(ge=0), OR_AUTO]
-    min_p: Annotated[Share, OR_AUTO]
-    max_tokens: Count
-    batch: Count
+    temperature: Positive | Literal["auto"]
+    top_p: Annotated[float, Field(gt=0, le=1)] | Literal["auto"]
+    top_k: Some | Literal["auto"]
+    min_p: Share | Literal["auto"]
+    max_tokens: Count | Literal["auto"]
+    batch: Count | Literal["auto"]
 
 
 class Featurize(Section):
-    top_k_cov: Count
+    top_k_cov: Count | Literal["auto"]
     window: Count
     chunk: Count
     part: Literal[tuple(PARTS)]  # type: ignore[valid-type]
@@ -109,7 +117,7 @@ class Intervene(Section):
     alpha: Share
     anchor: Literal[tuple(ANCHORS)]  # type: ignore[valid-type]
     continuation: Literal[tuple(CONTINUATIONS)]  # type: ignore[valid-type]
-    warmup: Some
+    warmup: Some | Literal["auto"]
     quantile: Share
     local_temperatures: Annotated[list[Positive], Field(min_length=1)]
     dense_decode: Literal["sample", "argmax"]
@@ -148,6 +156,7 @@ class Params(Section):
     profile: Name
     profiles: dict[str, Profile]
     cells: list[CellEntry]
+    lab: Fitted | None
     methods: list[Literal["sft", "rft", "dpo", "grpo"]]
     engine: Engine
     vllm: Vllm
@@ -185,18 +194,26 @@ def check(values: dict[str, Any], path: Path) -> None:
 
 
 def _told(fault: Any) -> str:
-    where = _where(fault["loc"])
+    loc, auto = fault["loc"], ""
+    if loc and loc[-1] in (
+        "int",
+        "constrained-int",
+        "float",
+        "constrained-float",
+    ):  # pydantic's name of one side of `Count | Literal["auto"]`
+        loc, auto = loc[:-1], ", or auto"
+    where = _where(loc)
     if fault["type"] == "missing":
         return f"{where} is missing; add it"
     if fault["type"] == "extra_forbidden":
-        known = _keys(fault["loc"][:-1])
-        close = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.6)
+        known = _keys(loc[:-1])
+        close = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.6)
         hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
         return f"{where} is not known; {hint}"
     if fault["type"] == "value_error":
         return f"{where}{': ' if where else ''}{fault['ctx']['error']}; correct it"
     wanted = WANTED.get(fault["type"], fault["msg"].removeprefix("Input should ").removeprefix("be "))
-    return f"{where} is {reprlib.repr(fault['input'])}, but must be {wanted}; correct it"
+    return f"{where} is {reprlib.repr(fault['input'])}, but must be {wanted}{auto}; correct it"
 
 
 def _where(loc: tuple[int | str, ...]) -> str:

@@ -75,14 +75,32 @@ class Settings:
         return dict(self.raw["profiles"][self.profile])
 
     def of(self, cell: Cell) -> Settings:
-        """Return the settings as a cell has them: its own over those of all."""
+        """Return the settings as a cell has them: its own over those of all.
+
+        Raises
+        ------
+        SalvageError
+            Where one is `auto` still: `salvage run` fits it to the pair and writes it down.
+        """
         own: dict[str, Any] = {}
         for name, value in cell.own:
             own.setdefault(FITTED[name], {})[name] = value
-        return replace(self, raw=_over(self.raw, own)) if own else self
+        told = replace(self, raw=_over(self.raw, own)) if own else self
+        for name, section in FITTED.items():
+            if told.raw[section][name] == "auto":
+                raise SalvageError(
+                    f"params.yaml: {section}.{name} is auto, and {cell.name!r} was not looked at yet; start with "
+                    "`salvage run`, which fits it, or write a number"
+                )
+        return told
 
     def __getitem__(self, section: str) -> dict[str, Any]:
         return dict(self.raw[section])
+
+    @property
+    def own(self) -> list[Cell]:
+        """One's own pairs, in the order of `cells` in params.yaml."""
+        return self.cells[len(self.cells) - len(self.raw["cells"]) :]
 
 
 def load(path: str | Path = PARAMS) -> Settings:
@@ -98,7 +116,7 @@ def load(path: str | Path = PARAMS) -> Settings:
     raw = _over(yaml.safe_load(built_in), params.read(path))
     if isinstance(raw["profiles"], dict):
         raw["profiles"] = {n: NO_LAB | v if isinstance(v, dict) else v for n, v in raw["profiles"].items()}
-    raw.setdefault("methods", [])
+    raw = {"methods": [], "lab": None} | raw
     params.check(raw, path)
     profile = raw["profile"]
     if profile not in raw["profiles"]:
@@ -129,7 +147,8 @@ def lab_cells(raw: dict[str, Any], profile: str) -> list[Cell]:
         raise SalvageError(f"params.yaml: profile {profile!r} is not one of {', '.join(raw['profiles'])}; correct it")
     models = _lab_models(raw["profiles"][profile]["lab"], raw["methods"])
     engine = str(raw.get("engine", "transformers"))
-    return [_lab_cell(model, engine) for model in models if model.method != "ancestor"]
+    own = tuple((raw.get("lab") or {}).items())
+    return [_lab_cell(model, engine, own) for model in models if model.method != "ancestor"]
 
 
 def _lab_models(lab: dict[str, Any], methods: list[str]) -> list[LabModel]:
@@ -141,7 +160,7 @@ def _lab_models(lab: dict[str, Any], methods: list[str]) -> list[LabModel]:
     return models
 
 
-def _lab_cell(model: LabModel, engine: str) -> Cell:
+def _lab_cell(model: LabModel, engine: str, own: tuple[tuple[str, int], ...]) -> Cell:
     ancestor = LabModel(model.family, "ancestor", model.ancestor_seed, model.ancestor_seed)
     return Cell(
         name=f"{model.name}|digits",
@@ -152,6 +171,7 @@ def _lab_cell(model: LabModel, engine: str) -> Cell:
         seed=model.seed,
         family=model.family,
         engine=engine,
+        own=own,
     )
 
 

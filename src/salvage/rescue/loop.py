@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from salvage.engine import fitting
 from salvage.engine.opening import engine_mark, open_engine, settled
 from salvage.errors import SalvageError
 from salvage.policies.fitted import Fitted
@@ -343,8 +344,10 @@ def rescue(
     >>> for outcome in rescue("problems.jsonl", pair("my/specialist", "my/ancestor")):  # doctest: +SKIP
     ...     print(outcome.problem_id, outcome.status, outcome.operator)
     """
-    settings = settled(cell, settings or params.load())
+    settings = settings or params.load()
     table = problem_sets.load(problems) if isinstance(problems, str) else problems
+    cell = fitting.fitted(cell, settings, table["prompt"].tolist())
+    settings = settled(cell, settings)
     fitted = policy_uri.load(policy) if isinstance(policy, str) else policy
     first = int(settings["rescue"]["rollouts"])
     told = [asdict(budget), price, look, fitted.version if fitted else "retry"]

@@ -1,0 +1,133 @@
+"""A pair of models is looked at before it is run: do both load, do they belong together, do they fit this machine?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from salvage.errors import SalvageError
+from salvage.project.machine import gpu, memory
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: what, whether it is as it should be (None: a remark), and a sentence."""
+
+    about: str
+    ok: bool | None
+    told: str
+
+
+def look(
+    specialist: str, ancestor: str, engine: str, *, prompts: list[str] | None = None, max_tokens: int = 0
+) -> Iterator[Finding]:
+    """Yield what is found out about a pair; the first thing that is wrong with how they load ends it.
+
+    Parameters
+    ----------
+    engine : str
+        `auto`, `vllm` or `transformers`.
+    prompts : list of str, optional
+        That are to be decoded: the longest must fit the context.
+    max_tokens : int
+        Of a completion.
+    """
+    from salvage.engine.checkpoint import folder_of, same_weights
+    from salvage.engine.choice import chosen
+    from salvage.engine.speaker import Speaker
+
+    try:
+        speaker = Speaker(specialist, ancestor)
+        folders = [folder_of(name) for name in (specialist, ancestor)]
+        yield from map(_model, ("specialist", "ancestor"), (specialist, ancestor), speaker.configs, folders)
+        same = same_weights(*folders)
+    except SalvageError as error:
+        yield Finding("models", False, str(error))
+        return
+    if same:
+        told = (
+            "specialist and ancestor have the same weights, so nothing tells them apart; give the one before training"
+        )
+        yield Finding("difference", False, told)
+    else:
+        yield Finding("difference", True, "their weights differ")
+    yield _tokens(speaker)
+    yield _context(speaker, prompts, max_tokens)
+    try:
+        name, why = chosen(engine)
+        yield Finding("engine", True, f"{name} ({why})")
+    except SalvageError as error:
+        yield Finding("engine", False, str(error))
+    yield _memory(speaker, folders)
+
+
+def refuse(findings: Iterator[Finding]) -> list[Finding]:
+    """Return what was found; raise the first thing that is wrong.
+
+    Raises
+    ------
+    SalvageError
+        With its sentence.
+    """
+    known = []
+    for finding in findings:
+        if finding.ok is False:
+            raise SalvageError(finding.told)
+        known.append(finding)
+    return known
+
+
+def _model(about: str, name: str, config: Any, folder: Path) -> Finding:
+    from salvage.engine.checkpoint import entries, saved
+
+    kind = (getattr(config, "architectures", None) or ["of no named architecture"])[0]
+    return Finding(about, True, f"{name}: {kind}, {entries(folder) / 1e6:,.2f} M parameters, saved in {saved(config)}")
+
+
+def _tokens(speaker: Any) -> Finding:
+    tokenizer = speaker.tokenizer
+    ends = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(speaker.ends)))
+    begin = repr(tokenizer.bos_token) if tokenizer.bos_token else "none"
+    template = "a chat template" if getattr(tokenizer, "chat_template", None) else "no chat template"
+    return Finding(
+        "tokens", True, f"{speaker.vocabulary:,} that both have; begins with {begin}, ends with {ends}; {template}"
+    )
+
+
+def _context(speaker: Any, prompts: list[str] | None, max_tokens: int) -> Finding:
+    if not speaker.context:
+        return Finding("context", None, "the configs name no bound")
+    if not prompts:
+        return Finding("context", True, f"{speaker.context:,} tokens of prompt and completion")
+    longest = max(len(speaker.encode(prompt)) for prompt in prompts)
+    told = f"{speaker.context:,} tokens; the longest prompt has {longest:,}, a completion at most {max_tokens:,}"
+    if longest + max_tokens > speaker.context:
+        return Finding("context", False, f"{told}; lower max_tokens or shorten that prompt")
+    return Finding("context", True, told)
+
+
+def _memory(speaker: Any, folders: list[Path]) -> Finding:
+    import torch
+
+    from salvage.engine.checkpoint import cache_bytes, entries, saved
+
+    kinds = [saved(config) for config in speaker.configs]
+    weights = sum(entries(folder) * kind.itemsize for folder, kind in zip(folders, kinds, strict=True))
+    one = sum(cache_bytes(c, kind) for c, kind in zip(speaker.configs, kinds, strict=True)) * (speaker.context or 1)
+    if gpu():
+        free, whole = torch.cuda.mem_get_info()
+        where = "GPU"
+    else:
+        whole, free = memory()
+        where = "machine"
+    told = (
+        f"{weights / GIB:.2f} GiB of weights and {one / GIB:.2f} GiB for one sequence of full length; "
+        f"{free / GIB:.2f} of the {where}'s {whole / GIB:.2f} GiB are free"
+    )
+    if weights + one > free:
+        return Finding("memory", False, f"{told}; that is too little: give it more, or bound vllm.max_model_len")
+    return Finding("memory", True, told)
