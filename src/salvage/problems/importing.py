@@ -91,6 +91,10 @@ def import_rollouts(
     rows = [_row(rollout, cell, encode) for rollout in rollouts]
     for row, correct in zip(rows, _verdicts(rollouts, problems), strict=True):
         row["correct"] = correct
+    cut = [_truncated(rollout, row["n_tokens"]) for rollout, row in zip(rollouts, rows, strict=True)]
+    if any(known is not None for known in cut):
+        for row, known in zip(rows, cut, strict=True):
+            row["truncated"] = bool(known)
     return schema.check(pd.DataFrame(rows), schema.ROLLOUTS, path)
 
 
@@ -255,6 +259,14 @@ def _row(rollout: _Rollout, cell: str, encode: Encode | None) -> dict[str, Any]:
         "n_tokens": len(tokens),
         "seed": -1,
     }
+
+
+def _truncated(rollout: _Rollout, n_tokens: int) -> bool | None:
+    """Tell whether a completion met its limit before an end, by its line's `finish_reason` or `max_tokens`."""
+    reason, most = (rollout.line.fields.get(name) for name in ("finish_reason", "max_tokens"))
+    if isinstance(reason, str):
+        return reason == "length"
+    return n_tokens >= most if type(most) is int else None
 
 
 def _tokens(rollout: _Rollout, encode: Encode | None) -> list[int]:
