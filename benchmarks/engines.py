@@ -58,7 +58,9 @@ def main() -> None:
     tokens = 64 if lab else 32
     table = _problems(lab)
     plain = [
-        Request(mine.encode(prompt), seed_of(prompt, k)) for prompt in table["prompt"] for k in range(8 if lab else 1)
+        Request(mine.prompt({"prompt": prompt}), seed_of(prompt, k))
+        for prompt in table["prompt"]
+        for k in range(8 if lab else 1)
     ]
     figures = {"machine": _machine(), "decoding": _decoding(mine, theirs, pair, plain, tokens)}
     figures["scoring"] = _scoring(mine, theirs, pair, plain, tokens, lab)
@@ -127,7 +129,7 @@ def _told(title: str, rates: dict[str, float], ratios: dict[str, float]) -> dict
 def _bare(folder: str, mine: VllmEngine, **values: Any) -> Any:
     """Start vLLM on one model, as anybody would."""
     LLM, _ = _imported()
-    a_token = mine._cache()["kv_cache_memory_bytes"]
+    a_token = mine.cache()["kv_cache_memory_bytes"]
     llm = LLM(
         folder,
         dtype="float32",
@@ -324,7 +326,7 @@ def _tempered(log: dict[int, float]) -> dict[int, float]:
 
 def _parity(mine: VllmEngine, theirs: TransformersEngine, table: pd.DataFrame, tokens: int) -> dict[str, Any]:
     """Compare the engines on failures of the specialist: each operator and anchor, greedy and sampled."""
-    prompts = {row.problem_id: mine.encode(row.prompt) for row in table.itertuples()}
+    prompts = {row.problem_id: mine.prompt(row._asdict()) for row in table.itertuples()}
     keys = [(p, k) for p in prompts for k in range(8)]
     drawn = [Request(prompts[p], seed_of(p, k)) for p, k in keys]
     done = theirs.decode(drawn, temperature=TEMPERATURE, max_tokens=tokens)

@@ -175,7 +175,7 @@ def test_few_blocks_of_memory_change_nothing(
 
     small = vllm.VllmEngine(*pair, top_k_cov=3, batch=64)
     a_token = sum(vllm._kv_bytes(config, torch.float32) for config in small.configs)
-    monkeypatch.setattr(small, "_cache", lambda: {"kv_cache_memory_bytes": 16 * 32 * a_token, "block_size": 32})
+    monkeypatch.setattr(small, "cache", lambda: {"kv_cache_memory_bytes": 16 * 32 * a_token, "block_size": 32})
     some = requests(mine, intervention=ACTS["sparse_steer online"])
     long = {"temperature": 0.6, "max_tokens": 60}
     try:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -76,8 +77,12 @@ class Engine(Protocol):
 
     context: int | None  # tokens that prompt and completion may have together; None: no bound known
 
+    def prompt(self, problem: Mapping[str, Any]) -> list[int]:
+        """Return the token ids of a problem's prompt, a row of the problems table: plain text, or a chat."""
+        ...
+
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of a prompt or completion."""
+        """Return the token ids of a completion's text."""
         ...
 
     def text(self, tokens: list[int]) -> str:

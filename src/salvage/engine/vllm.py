@@ -18,17 +18,17 @@ from uuid import uuid4
 from weakref import finalize
 
 import numpy as np
-import psutil
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 
+from salvage.engine import checkpoint
 from salvage.engine.base import Completion, Request
 from salvage.engine.choice import chosen
 from salvage.engine.speaker import Speaker
 from salvage.engine.steering import Plan
 from salvage.errors import SalvageError
-from salvage.project.machine import gpu
+from salvage.project.machine import gpu, memory
 from salvage.tables.vocabulary import SIGNALS
 
 _T = TypeVar("_T")
@@ -81,10 +81,12 @@ class VllmEngine(Speaker):
         self.names = [str(name) for name in (specialist, ancestor) if name is not None]
         self.top_k_cov, self.batch, self.chunk, self.memory = top_k_cov, batch, chunk, memory
         # vLLM's own `auto` would silently halve float32
-        saved = str(getattr(self.configs[0], "dtype", None) or torch.float32).removeprefix("torch.")
+        saved = getattr(self.configs[0], "dtype", None) or checkpoint.text_config(self.configs[0]).dtype
+        saved = str(saved or torch.float32).removeprefix("torch.")
         self.dtype = saved if dtype == "auto" else dtype
         self.tensor_parallel_size = tensor_parallel_size
         self.context = min([n for n in (self.context, max_model_len) if n], default=None)
+        self.load_format = "safetensors"  # never a pickle
         self._decoder: Any = None
         self._scorer: Any = None
         self._ending: list[finalize] = []
@@ -196,7 +198,7 @@ class VllmEngine(Speaker):
         }
         values: dict[str, Any] = {"runner": "pooling"} if scoring else {"logits_processors": [pair.STEERING]}
         values["dtype"] = self.dtype
-        values |= self._cache()
+        values |= self.cache()
         with _unshaken():
             llm = _guarded(
                 lambda: LLM(
@@ -204,6 +206,7 @@ class VllmEngine(Speaker):
                     skip_tokenizer_init=True,
                     hf_overrides=overrides,
                     tensor_parallel_size=self.tensor_parallel_size,
+                    load_format=self.load_format,
                     max_model_len=self.context,
                     max_num_seqs=self.batch,
                     enforce_eager=not gpu(),
@@ -220,18 +223,19 @@ class VllmEngine(Speaker):
         self._ending.append(finalize(self, _end, key, llm.llm_engine.engine_core.shutdown))  # also without a close
         return llm
 
-    def _cache(self) -> dict[str, Any]:
+    def cache(self) -> dict[str, Any]:
         """Return what vLLM is to take for its KV cache; refuse a pair that does not fit the memory."""
         kind = getattr(torch, self.dtype)
         weights = sum(_weights(name, kind) for name in self.names)
-        a_token = sum(_kv_bytes(config, kind) for config in self.configs)
+        a_token = sum(_kv_bytes(checkpoint.text_config(config), kind) for config in self.configs)
         one = a_token * (self.context or 1)
         if gpu():
             whole = torch.cuda.get_device_properties(0).total_memory * self.tensor_parallel_size
             have, where = int(whole * self.memory), "GPU"
         else:  # workers beside each other share the machine as they share its cores
-            whole = psutil.virtual_memory().total * torch.get_num_threads() // len(os.sched_getaffinity(0))
-            have, where = min(int(whole * self.memory), psutil.virtual_memory().available), "machine"
+            whole, free = memory()
+            whole = whole * torch.get_num_threads() // len(os.sched_getaffinity(0))
+            have, where = min(int(whole * self.memory), free), "machine"
         if weights + one > have:
             raise SalvageError(
                 f"{' and '.join(self.names)} need {_gib(weights + one)} ({_gib(weights)} of weights in {self.dtype}, "
@@ -308,7 +312,7 @@ def _weights(name: str, kind: torch.dtype) -> int:
     local = Path(name).exists()
     folder = Path(name if local else snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
     entries = 0
-    for file in folder.glob("*.safetensors"):
+    for file in checkpoint.weight_files(folder):
         with safe_open(file, framework="pt") as tensors:
             entries += sum(prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
     return entries * kind.itemsize

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as arrow
+import pyarrow.parquet as parquet
 
 from salvage.errors import SalvageError
+from salvage.problems import chat
 from salvage.problems.verifiers import check_answer, reasoning_gym_entry, reasoning_gym_scorer, verifier
 from salvage.tables import schema
 from salvage.tables.jsonl import Line, read_lines
@@ -34,8 +37,50 @@ def load(spec: str) -> pd.DataFrame:
             raise SalvageError(f"{spec!r} is not reasoning_gym:NAME:SIZE:SEED with two whole numbers; correct it")
         return from_reasoning_gym(parts[1], int(parts[2]), int(parts[3]))
     if spec.endswith(".parquet"):
-        return schema.read(spec, schema.PROBLEMS)
+        return from_parquet(spec)
     return from_jsonl(spec)
+
+
+def from_parquet(path: str | Path) -> pd.DataFrame:
+    """Read a problems table; its `messages`, if any, as JSON text or as lists, with `prompt` or without.
+
+    Raises
+    ------
+    SalvageError
+        Naming the file, the row (0 is the first) and the column of the first fault.
+    """
+    try:
+        columns = parquet.read_schema(path).names
+        if "messages" not in columns:
+            return schema.read(path, schema.PROBLEMS)
+        table = parquet.read_table(path)
+    except (OSError, arrow.ArrowInvalid):
+        return schema.read(path, schema.PROBLEMS)  # which says what is wrong
+    rows = [_without_nulls(row) for row in table.to_pylist()]
+    for i, row in enumerate(rows):
+        try:
+            row |= _chat(row)
+        except SalvageError as error:
+            raise SalvageError(f"{path}: row {i}: {error}") from error
+    return schema.check(pd.DataFrame(rows), schema.PROBLEMS, path)
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return a value of Parquet without what it lacks: a struct has the fields of all rows."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(inside) for name, inside in value.items() if inside is not None}
+    return [_without_nulls(inside) for inside in value] if isinstance(value, list) else value
+
+
+def _chat(fields: dict[str, Any]) -> dict[str, str]:
+    """Return `messages` as the problems table has it, and for a chat the `prompt` that goes with it."""
+    messages = chat.chat(fields)
+    if not messages:
+        return {"messages": ""}
+    told = chat.readable(messages)
+    if fields.get("prompt") not in (None, "", told):
+        raise SalvageError("columns 'prompt' and 'messages' are both given; keep the one that the models are to get")
+    return {"messages": messages, "prompt": told}
 
 
 def from_jsonl(path: str | Path) -> pd.DataFrame:
@@ -44,9 +89,9 @@ def from_jsonl(path: str | Path) -> pd.DataFrame:
     Parameters
     ----------
     path : str or Path
-        One object a line: `problem_id` (text or whole number), `prompt` (text), `answer` (text or number), and where
-        wanted `task` (default: the file's name), `verifier` (default: ``exact``) and `metadata` (an object). Other
-        fields are passed over.
+        One object a line: `problem_id` (text or whole number), `prompt` (text) or `messages` (a chat, see
+        `salvage.problems.chat`), `answer` (text or number), and where wanted `task` (default: the file's name),
+        `verifier` (default: ``exact``) and `metadata` (an object). Other fields are passed over.
 
     Returns
     -------
@@ -67,6 +112,8 @@ def from_jsonl(path: str | Path) -> pd.DataFrame:
                 f"column 'problem_id': {row['problem_id']!r} stands in line {first} already; rename or drop one"
             )
         rows.append(row)
+    if not any(row["messages"] for row in rows):  # as a table of plain prompts always was
+        rows = [{name: row[name] for name in row if name != "messages"} for row in rows]
     return schema.check(pd.DataFrame(rows), schema.PROBLEMS, path)
 
 
@@ -75,13 +122,18 @@ def _problem(line: Line) -> dict[str, str]:
     if isinstance(line.fields.get("problem_id"), float):
         line.refuse(f"column 'problem_id' is {line.fields['problem_id']}; give a text or a whole number")
     name = line.text("verifier", default="exact")
+    try:
+        asked = _chat(line.fields)
+    except SalvageError as error:
+        line.refuse(str(error), error)
     row = {
         "problem_id": line.text("problem_id", numbers=True),
         "task": line.text("task", default=line.path.stem),
-        "prompt": line.text("prompt"),
+        "prompt": asked.get("prompt") or line.text("prompt"),
         "answer": line.text("answer", numbers=True, empty=True),
         "verifier": name,
         "metadata": _metadata(line),
+        "messages": asked["messages"],
     }
     try:
         verifier(name)
@@ -95,7 +147,8 @@ def _problem(line: Line) -> dict[str, str]:
 
 def _refuse_misspelt(line: Line) -> None:
     # `verifer` would else be passed over, and every answer judged by the default
-    for column in OPTIONAL:
+    optional = OPTIONAL if "prompt" in line.fields else [*OPTIONAL, *chat.FIELDS]
+    for column in optional:
         if column not in line.fields and (close := difflib.get_close_matches(column, line.fields, 1, cutoff=0.85)):
             line.refuse(f"column {close[0]!r} is not known; did you mean {column!r}?")
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from salvage.engine.opening import engine_mark, open_engine
+from salvage.engine.opening import engine_mark, open_engine, weights
 from salvage.errors import SalvageError
 from salvage.policies.fitted import Fitted
 from salvage.problems import sets as problem_sets
@@ -372,10 +372,10 @@ def fingerprint(cell: Cell, problems: pd.DataFrame, settings: Settings, *parts: 
         cell.name,
         settings.seed,
         [settings[name] for name in ("sample", "featurize", "intervene", "rescue")],
-        engine_mark(cell, settings),
+        engine_mark(cell, settings, problems),
         problems.to_dict("list"),
         *parts,
-        files=[Path(cell.specialist), Path(cell.ancestor)],
+        files=weights(cell, ancestor=True),
         code=[*CODE, *code],
     )
 

@@ -12,11 +12,12 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
+from salvage.engine.opening import engine_of
 from salvage.errors import SalvageError
 from salvage.problems import sets as problem_sets
 from salvage.project import extras
 from salvage.project.pool import bar
-from salvage.project.settings import LAB_PROBLEMS, Cell, Settings
+from salvage.project.settings import LAB_PROBLEMS, Cell, Settings, adapter_base
 from salvage.reports.page import RESCUE, VIEWS
 from salvage.reports.tables import arm_table, show_table
 from salvage.rescue import comparison
@@ -36,6 +37,7 @@ def choose(
         raise SalvageError("--cell names a pair of params.yaml; leave --specialist and --ancestor out, or it")
     if cell and cell not in known:
         raise SalvageError(f"cell {cell!r} is not one of {', '.join(known)}; correct --cell")
+    ancestor = ancestor or adapter_base(specialist)
     if not cell and not (specialist and ancestor):
         raise SalvageError("a pair of models is needed: --specialist with --ancestor, or --cell of params.yaml")
     mine = known[cell] if cell else pair(specialist, ancestor, engine=engine)
@@ -71,6 +73,9 @@ def solve(
         raise SalvageError("--price is what a policy weighs chances against, and retry knows none; leave it out")
     known = None if policy == comparison.RETRY else policy or policy_uri.CHAMPION
     done: list[Outcome] = []
+    engine, why = engine_of(cell, settings)
+    if not quiet:
+        print(f"rescue: engine {engine} ({why})", flush=True)
     start = last = time.monotonic()
     with _run(), bar(quiet) as progress:
         task = progress.add_task("rescue", total=len(problems))

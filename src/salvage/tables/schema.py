@@ -36,6 +36,9 @@ PROBLEMS = _table(
         "answer": pa.Column(str),
         "verifier": pa.Column(str),
         "metadata": pa.Column(str),  # JSON that the verifier may need (reasoning-gym's entry)
+        # JSON of a chat's messages, tools and template keywords, empty where the prompt is plain; `prompt` is then what
+        # a person reads. Only a set with a chat in it has the column.
+        "messages": pa.Column(str, required=False),
     },
     key=["problem_id"],
 )
@@ -155,10 +158,11 @@ def check(table: pd.DataFrame, schema: pa.DataFrameSchema, where: str | Path) ->
     SalvageError
         Naming the table, the row (0 is the first) and the column of the first offence.
     """
-    columns = list(schema.columns)
-    missing = [name for name in columns if name not in table.columns]
+    needed = [name for name, column in schema.columns.items() if column.required]
+    missing = [name for name in needed if name not in table.columns]
     if missing:
-        raise SalvageError(f"{where}: column {missing[0]!r} is missing; it needs the columns {', '.join(columns)}")
+        raise SalvageError(f"{where}: column {missing[0]!r} is missing; it needs the columns {', '.join(needed)}")
+    columns = [name for name in schema.columns if name in table.columns]
     _refuse_fractions(table, schema, where)
     try:
         return schema.validate(table[columns].reset_index(drop=True))
@@ -172,7 +176,7 @@ def _refuse_fractions(table: pd.DataFrame, schema: pa.DataFrameSchema, where: st
     # coercion to an integer would cut 3.7 down to 3 and wrap 1e30 round in silence
     for name, column in schema.columns.items():
         kind = str(column.dtype)
-        if kind.startswith("int") and pd.api.types.is_float_dtype(table[name]):
+        if name in table and kind.startswith("int") and pd.api.types.is_float_dtype(table[name]):
             values = table[name].to_numpy("float64", na_value=np.nan)
             with np.errstate(invalid="ignore"):
                 bad = np.isfinite(values) & (values.astype(kind) != values)  # what is not finite, coercion names
