@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from salvage.errors import SalvageError
 
+UNREADABLE = (OSError, ValueError, KeyError, TypeError)  # what transformers raises of files that are odd
 ATTENTION = {"full_attention", "sliding_attention"}  # layers whose cache the engines know how to keep
 
 
@@ -19,7 +21,7 @@ def tokenizer(name: str | Path) -> Any:
     """Load a model's tokenizer."""
     try:
         return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except UNREADABLE as error:
         raise SalvageError(f"tokenizer {str(name)!r} cannot be loaded: {first_line(error)}") from error
 
 
@@ -34,7 +36,7 @@ def config(name: str | Path) -> Any:
     """
     try:
         read = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except UNREADABLE as error:
         raise SalvageError(f"model {str(name)!r} cannot be loaded: {first_line(error)}") from error
     told = f"model {str(name)!r}"
     if method := quantised(name, read):
@@ -94,9 +96,15 @@ def model(name: str | Path, device: torch.device) -> Any:
     """
     logging.disable_progress_bar()  # of the weights: a line a model, whatever the terminal
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(name, dtype="auto", use_safetensors=True)
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        loaded, told = AutoModelForCausalLM.from_pretrained(
+            name, dtype="auto", use_safetensors=True, output_loading_info=True
+        )
+    except (*UNREADABLE, RuntimeError, SafetensorError) as error:
         raise SalvageError(f"model {str(name)!r} cannot be loaded: {first_line(error)}") from error
+    if told["missing_keys"]:  # transformers would draw them at random
+        raise SalvageError(
+            f"model {str(name)!r} lacks weights, first {min(told['missing_keys'])!r}; save the whole model anew"
+        )
     loaded = loaded.to(device).eval()
     _refuse_unknown(str(name), loaded)
     return loaded

@@ -20,7 +20,7 @@ from weakref import finalize
 import numpy as np
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from salvage.engine import checkpoint
 from salvage.engine.base import Completion, Request
@@ -313,8 +313,11 @@ def _weights(name: str, kind: torch.dtype) -> int:
     folder = Path(name if local else snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
     entries = 0
     for file in checkpoint.weight_files(folder):
-        with safe_open(file, framework="pt") as tensors:
-            entries += sum(prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                entries += sum(prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise SalvageError(f"{file} cannot be read ({error}); save the model anew") from error
     return entries * kind.itemsize
 
 
