@@ -66,7 +66,7 @@ def whole(specialist: str, ancestor: str) -> str:
     merged = MERGED / f"{folder.resolve().name}-{mark[:12]}"
     if not merged.exists():
         with _beside(merged) as part:
-            _merge(folder, base, part)
+            _merge(folder, whole(base, ""), part)
     return str(merged)
 
 
@@ -150,7 +150,7 @@ def _merge(folder: Path, base: str, out: Path) -> None:
     ids = torch.tensor([list(range(8))])
     with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
         warnings.simplefilter("ignore")
-        _resize(model, folder)
+        _resize(told, model, folder)
         try:
             adapted = PeftModel.from_pretrained(model, str(folder)).eval()
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
@@ -161,7 +161,11 @@ def _merge(folder: Path, base: str, out: Path) -> None:
         _refuse_others(told, base, adapted, folder)
         before = adapted(input_ids=ids).logits.float()
         _untie(adapted)
-        merged = adapted.merge_and_unload(safe_merge=True)
+        try:
+            merged = adapted.merge_and_unload(safe_merge=True)
+        except (RuntimeError, ValueError, NotImplementedError) as error:
+            why = checkpoint.first_line(error)
+            raise SalvageError(f"{told} cannot be merged: {why}; give the folder of a whole model") from error
         _note_tie(merged)
         after = merged(input_ids=ids).logits.float()
         most = TOLERANCE.get(str(merged.dtype).removeprefix("torch."), HALVES)
@@ -174,23 +178,35 @@ def _merge(folder: Path, base: str, out: Path) -> None:
     checkpoint.tokenizer(folder if own else base).save_pretrained(out)
 
 
-def _resize(model: Any, folder: Path) -> None:
+def _resize(told: str, model: Any, folder: Path) -> None:
     """Give the base as many embeddings as the adapter was saved with, where tokens were added."""
     from safetensors import safe_open
 
     ends = {model.get_input_embeddings(), model.get_output_embeddings()}
     names = [name for name, module in model.named_modules() if module in ends]
-    rows = {len(model.get_input_embeddings().weight)}
+    most, held = len(model.get_input_embeddings().weight), set()
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as tensors:
         for key in tensors.keys():  # noqa: SIM118
             shape = tensors.get_slice(key).get_shape()
-            if any(key.removeprefix("base_model.model.").startswith(f"{name}.") for name in names):
-                if "lora_embedding_A" in key:
-                    rows.add(shape[1])
-                elif key.endswith(("lora_B.weight", "weight")) and "lora_A" not in key:
-                    rows.add(shape[0])
-    if len(rows) > 1:
-        model.resize_token_embeddings(max(rows), mean_resizing=False)
+            name = next((n for n in names if key.removeprefix("base_model.model.").startswith(f"{n}.")), None)
+            if name is None or "lora_A" in key:
+                continue
+            if "lora_embedding_A" in key:
+                most = max(most, shape[1])
+            elif key.endswith("lora_B.weight"):
+                most = max(most, shape[0])
+            elif key.endswith(".weight") and "lora_" not in key:
+                most = max(most, shape[0])
+                held.add(name)
+    if most == len(model.get_input_embeddings().weight):
+        return
+    tied = model.get_input_embeddings().weight is getattr(model.get_output_embeddings(), "weight", None)
+    if len(held) < (1 if tied else len(names)):
+        raise SalvageError(
+            f"{told} was trained with {most - len(model.get_input_embeddings().weight)} tokens more than its base, and "
+            "does not hold their embeddings; save it anew (save_embedding_layers=True) or give a whole model"
+        )
+    model.resize_token_embeddings(most, mean_resizing=False)
 
 
 def _refuse_others(told: str, base: str, adapted: Any, folder: Path) -> None:

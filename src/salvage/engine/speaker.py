@@ -92,7 +92,7 @@ class Speaker:
                 said = self.strange.get(token, "for which a model has no embedding")
                 raise SalvageError(
                     f"problem {problem.get('problem_id', '')!r}: the prompt holds {self._token(token)}, {said}; "
-                    "leave it out, or give an ancestor that has it (resize_token_embeddings, the specialist's tokenizer)"
+                    "leave it out, or give an ancestor that has it (resize_token_embeddings, and its tokenizer)"
                 )
         return tokens
 
