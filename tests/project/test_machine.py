@@ -62,7 +62,7 @@ def test_case_25_in_a_container_of_version_1_the_path_is_the_host_s(root: Path) 
 
 
 def test_case_25_version_1_without_a_limit_is_a_number_that_no_machine_has(root: Path) -> None:
-    put(root, "proc/self/cgroup", "4:memory:/\n")
+    put(root, "proc/self/cgroup", "4:memory:/")
     v1(root, "sys/fs/cgroup/memory", 9223372036854771712, 3 * GIB)
     assert machine.memory() == (64 * GIB, 60 * GIB)
 

@@ -37,7 +37,7 @@ def chat(fields: Mapping[str, Any]) -> str:
         Naming the field, and in `messages` the message (0 is the first).
     """
     given = {name: _read(name, fields[name]) for name in FIELDS if fields.get(name) not in (None, "")}
-    if isinstance(given.get("messages"), dict):  # as this function wrote it
+    if isinstance(given.get("messages"), dict) and "messages" in given["messages"]:  # as this function wrote it
         given |= given.pop("messages")
     if "messages" not in given:
         if given:
