@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -15,8 +16,6 @@ import shapes
 from salvage.engine import adapters
 from salvage.errors import SalvageError
 from salvage.project import settings
-
-peft = pytest.importorskip("peft")
 
 LINEAR = ["q_proj", "v_proj", "down_proj"]
 IDS = torch.tensor([[7, 8, 9, 10, 11, 12]])

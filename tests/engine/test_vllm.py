@@ -25,6 +25,7 @@ from salvage.engine.steering import Plan
 from salvage.errors import SalvageError
 from salvage.pipeline import stages
 from salvage.project import settings
+from worlds import in_place_of_auto
 
 DECODE = {"temperature": 0.6, "max_tokens": 24}
 SCORE = {"temperature": 0.6, "top_k_cov": 3}
@@ -362,7 +363,7 @@ def project(pair: tuple[Path, Path], folder: Path, engine: str, **sample: object
     raw = yaml.safe_load((ROOT / "params.yaml").read_text())
     raw["profile"] = "own"
     raw["profiles"]["own"] |= {"problems": 12, "attempts": 3, "retries": 5}
-    raw["sample"] |= {"rollouts": 2, "max_tokens": 16, **sample}
+    in_place_of_auto(raw)["sample"] |= {"rollouts": 2, "max_tokens": 16, **sample}
     own = {"specialist": str(pair[0]), "ancestor": str(pair[1]), "problems": "lab", "engine": engine}
     raw["cells"] = [{"name": "one", **own}]
     folder.mkdir(exist_ok=True)

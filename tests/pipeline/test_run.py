@@ -47,7 +47,7 @@ def test_the_surfaces_name_the_same_stages():
     commands = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
     assert list(stages) == STAGES
     assert set(entries) == {*STAGES, "main", "route"}
-    assert commands == {*STAGES, "route", "run", "show", "import-rollouts", "import-profiles", "new"}
+    assert commands == {*STAGES, "route", "run", "show", "import-rollouts", "import-profiles", "new", "doctor"}
     for name, stage in stages.items():
         assert stage["cmd"] == f"python -m salvage {name}"
     for name, entry in entries.items():
@@ -89,7 +89,18 @@ def test_an_own_pair_becomes_one_cell_and_only_once(project):
     assert pipeline.override("own", pair) == []
     assert pipeline.override("own", {**pair, "problems": "other"}) == ["cells: mine"]
     assert len(yaml.safe_load((project / "params.yaml").read_text())["cells"]) == 1
-    assert "# 20 for a real vocabulary" in (project / "params.yaml").read_text()
+    assert "# of Optuna inside each fold" in (project / "params.yaml").read_text()
+
+
+def test_what_was_fitted_to_a_pair_stays_while_it_is_the_same(project):
+    pair = pipeline.own_pair(*PAIR.values(), "auto")
+    pipeline.override("own", pair)
+    values = yaml.safe_load((project / "params.yaml").read_text())
+    values["cells"][0]["warmup"] = 5
+    (project / "params.yaml").write_text(yaml.safe_dump(values))
+    assert pipeline.override("own", pair) == []
+    pipeline.override("own", {**pair, "problems": "other"})
+    assert "warmup" not in yaml.safe_load((project / "params.yaml").read_text())["cells"][0]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from salvage.errors import SalvageError
 from salvage.pipeline import stages
 from salvage.project import settings
 from salvage.tables import schema
+from worlds import in_place_of_auto
 
 STAGES = ["problem_sets", "sample", "featurize", "intervene", "profile"]
 TABLES = ["rollouts", "signals", "features", "attempts", "profiles"]
@@ -28,7 +29,7 @@ def params(pair: tuple[Path, Path], folder: Path, *, side_by_side: int = 0, **ce
     raw = yaml.safe_load((ROOT / "params.yaml").read_text())
     raw["profile"] = "own"
     raw["profiles"]["own"] |= {"problems": 12, "attempts": 3, "retries": 5, "side_by_side": side_by_side}
-    raw["sample"] |= {"rollouts": 2, "max_tokens": 16}
+    in_place_of_auto(raw)["sample"] |= {"rollouts": 2, "max_tokens": 16}
     own = {
         "name": "tiny",
         "specialist": str(pair[0]),
@@ -214,7 +215,7 @@ def test_a_prompt_longer_than_the_context_names_its_problem(
     ("change", "sentence"),
     [
         ({"profile": "nope"}, "profile 'nope' is not one of quick, default, full, own"),
-        ({"cells": [{"name": "x"}]}, r"cells\[0\] has no 'specialist'"),
+        ({"cells": [{"name": "x"}]}, r"cells\[0\].specialist is missing"),
         ({"cells": [{"name": "x", "specialist": "a", "ancestor": "b", "problems": "p"}] * 2}, r"'x\|p' stands twice"),
     ],
 )

@@ -1,83 +1,74 @@
-"""Memory: the machine's, or what a container leaves of it."""
+"""Memory in a container: of all limits the smallest counts."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import psutil
 import pytest
 
-from salvage.project import machine
+from salvage.project.machine import memory
 
-GIB = 1 << 30
-
-
-def put(root: Path, path: str, text: str | int) -> None:
-    file = root / path
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(f"{text}\n")
-
-
-def v2(root: Path, folder: str, limit: str | int, used: int, idle: int = 0) -> None:
-    put(root, f"{folder}/memory.max", limit)
-    put(root, f"{folder}/memory.current", used)
-    put(root, f"{folder}/memory.stat", f"anon 5\ninactive_file {idle}\nactive_file 7")
-
-
-def v1(root: Path, folder: str, limit: int, used: int, idle: int = 0) -> None:
-    put(root, f"{folder}/memory.limit_in_bytes", limit)
-    put(root, f"{folder}/memory.usage_in_bytes", used)
-    put(root, f"{folder}/memory.stat", f"inactive_file 1\ntotal_inactive_file {idle}")
+GIB = 2**30
 
 
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(machine, "ROOT", tmp_path)
-    told = type("Memory", (), {"total": 64 * GIB, "available": 60 * GIB})
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: told)
-    return tmp_path
+def proc(tmp_path: Path) -> Path:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text(f"MemTotal: {32 * 2**20} kB\nMemFree: 1 kB\nMemAvailable: {20 * 2**20} kB\n")
+    return tmp_path / "proc"
 
 
-def test_case_25_without_control_groups_it_is_the_machine_s(root: Path) -> None:
-    assert machine.memory() == (64 * GIB, 60 * GIB)
+def group(folder: Path, limit: str, used: int, cache: int = 0) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "memory.max").write_text(f"{limit}\n")
+    (folder / "memory.current").write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon 1\ninactive_file {cache}\n")
 
 
-def test_case_25_in_a_container_of_version_2_it_is_the_group_s(root: Path) -> None:
-    put(root, "proc/self/cgroup", "0::/")
-    v2(root, "sys/fs/cgroup", 8 * GIB, 5 * GIB, idle=2 * GIB)  # files that the kernel gives back are free
-    assert machine.memory() == (8 * GIB, 5 * GIB)
+def test_case_25_a_limit_below_the_machines_memory_counts(proc: Path, tmp_path: Path) -> None:
+    root = tmp_path / "cgroup"
+    (proc / "self/cgroup").write_text("0::/\n")
+    group(root, str(8 * GIB), 3 * GIB, cache=GIB)
+    assert memory(proc, root) == (8 * GIB, 6 * GIB)
+    group(root, "max", 3 * GIB)
+    assert memory(proc, root) == (32 * GIB, 20 * GIB)
 
 
-def test_case_25_a_limit_of_a_group_above_holds_too(root: Path) -> None:
-    put(root, "proc/self/cgroup", "0::/pods/mine")
-    v2(root, "sys/fs/cgroup/pods/mine", "max", 1 * GIB)
-    v2(root, "sys/fs/cgroup/pods", 16 * GIB, 15 * GIB)
-    assert machine.memory() == (16 * GIB, 1 * GIB)
+def test_a_group_further_up_counts_and_what_is_used_up_leaves_nothing(proc: Path, tmp_path: Path) -> None:
+    root = tmp_path / "cgroup"
+    (proc / "self/cgroup").write_text("0::/pod/box\n")
+    group(root / "pod/box", "max", GIB)
+    group(root / "pod", str(4 * GIB), 5 * GIB)
+    assert memory(proc, root) == (4 * GIB, 0)
 
 
-def test_case_25_in_a_container_of_version_1_the_path_is_the_host_s(root: Path) -> None:
-    put(root, "proc/self/cgroup", "9:cpu:/\n4:rdma,memory:/docker/0123\n0::/")
-    v1(root, "sys/fs/cgroup/memory", 4 * GIB, 3 * GIB, idle=GIB)
-    assert machine.memory() == (4 * GIB, 2 * GIB)
+def test_the_first_version_of_control_groups_is_read_too(proc: Path, tmp_path: Path) -> None:
+    (proc / "self/cgroup").write_text("9:name=systemd:/\n4:cpu,memory:/box\n1:cpu:/\n")
+    folder = tmp_path / "cgroup/memory/box"
+    folder.mkdir(parents=True)
+    (folder / "memory.limit_in_bytes").write_text(f"{2 * GIB}\n")
+    (folder / "memory.usage_in_bytes").write_text(f"{GIB}\n")
+    (folder / "memory.stat").write_text(f"total_inactive_file {GIB // 2}\n")
+    (folder.parent / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    (folder.parent / "memory.usage_in_bytes").write_text("0\n")
+    assert memory(proc, tmp_path / "cgroup") == (2 * GIB, 3 * GIB // 2)
 
 
-def test_case_25_version_1_without_a_limit_is_a_number_that_no_machine_has(root: Path) -> None:
-    put(root, "proc/self/cgroup", "4:memory:/")
-    v1(root, "sys/fs/cgroup/memory", 9223372036854771712, 3 * GIB)
-    assert machine.memory() == (64 * GIB, 60 * GIB)
+def test_where_there_are_no_control_groups_the_machine_counts(proc: Path, tmp_path: Path) -> None:
+    (proc / "self/cgroup").write_text("")
+    assert memory(proc, tmp_path / "none") == (32 * GIB, 20 * GIB)
 
 
-def test_case_25_a_group_that_is_over_its_limit_has_nothing_free(root: Path) -> None:
-    put(root, "proc/self/cgroup", "0::/a")
-    v2(root, "sys/fs/cgroup/a", GIB, 2 * GIB)
-    assert machine.memory() == (GIB, 0)
+def test_this_machine_has_some() -> None:
+    whole, free = memory()
+    assert 0 < free < whole
 
 
-def test_case_25_the_vllm_engine_takes_the_smaller(root: Path, pair: tuple[Path, Path]) -> None:
-    from salvage.engine.vllm import VllmEngine
-    from salvage.errors import SalvageError
-
-    put(root, "proc/self/cgroup", "0::/")
-    v2(root, "sys/fs/cgroup", GIB // 256, 0)
-    with pytest.raises(SalvageError, match=r"engine vllm may take 0\.00 GiB of the machine's 0\.00 GiB"):
-        VllmEngine(*pair).cache()
+def test_case_25_in_a_container_of_the_first_version_the_path_is_the_hosts(proc: Path, tmp_path: Path) -> None:
+    (proc / "self/cgroup").write_text("4:rdma,memory:/docker/0123\n0::/\n")
+    folder = tmp_path / "cgroup/memory"
+    folder.mkdir(parents=True)
+    (folder / "memory.limit_in_bytes").write_text(f"{4 * GIB}\n")
+    (folder / "memory.usage_in_bytes").write_text(f"{3 * GIB}\n")
+    (folder / "memory.stat").write_text(f"inactive_file 1\ntotal_inactive_file {GIB}\n")
+    assert memory(proc, tmp_path / "cgroup") == (4 * GIB, 2 * GIB)

@@ -29,7 +29,9 @@ LAB = "{families: [qwen3], seeds: {qwen3: 1}, ancestors: 1, steps: {qwen3: 1}}"
         ("cells: [{name: a, specialist: b, ancestor: c}]", "cells[0].problems is missing; add it"),
         ("cells: [{name: 5, specialist: b, ancestor: c, problems: d}]", "cells[0].name is 5, but must be a text"),
         ("cells: [{name: a, specialst: b}]", "cells[0].specialst is not known; did you mean specialist?"),
-        ("sample: {max_tokens: 1.5}", "sample.max_tokens is 1.5, but must be a whole number"),
+        ("sample: {max_tokens: 1.5}", "sample.max_tokens is 1.5, but must be a whole number, or auto"),
+        ("sample: {max_tokens: 0}", "sample.max_tokens is 0, but must be greater than or equal to 1, or auto"),
+        ("sample: {max_tokens: atuo}", "sample.max_tokens is 'atuo', but must be a whole number, or auto"),
         ("bacth: 3", "bacth is not known; known are seed, profile, profiles, cells"),
         ("sample: {bacth: 3}", "sample.bacth is not known; did you mean batch?"),
         ("sample: {temperature: -1}", "sample.temperature is -1, but must be greater than 0"),
@@ -111,11 +113,18 @@ def test_every_setting_is_explained_where_it_is_laid_down() -> None:
 
 def test_a_cells_own_settings_stand_over_those_of_all(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
-    path.write_text("cells: [{name: a, specialist: s, ancestor: b, problems: p.jsonl, max_tokens: 7, warmup: 0}]\n")
+    pair = "name: a, specialist: s, ancestor: b, problems: p.jsonl"
+    path.write_text(f"cells: [{{{pair}, max_tokens: 7, warmup: 0, batch: 1, top_k_cov: 2}}]\n")
     whole = settings.load(path)
     own = whole.of(whole.cells[0])
-    assert own["sample"] == whole["sample"] | {"max_tokens": 7} and own["intervene"]["warmup"] == 0
-    assert own["featurize"] == whole["featurize"] and whole["sample"]["max_tokens"] == 2048
-    path.write_text("cells: [{name: a, specialist: s, ancestor: b, problems: p.jsonl}]\n")
+    assert own["sample"] == whole["sample"] | {"max_tokens": 7, "batch": 1} and own["intervene"]["warmup"] == 0
+    assert own["featurize"] == whole["featurize"] | {"top_k_cov": 2} and own["vllm"] == whole["vllm"]
+    assert whole["sample"]["max_tokens"] == "auto" and whole.own == whole.cells
+
+
+def test_what_is_auto_still_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("sample: {max_tokens: 9}\ncells: [{name: a, specialist: s, ancestor: b, problems: p.jsonl}]\n")
     plain = settings.load(path)
-    assert plain.of(plain.cells[0]) is plain
+    with pytest.raises(SalvageError, match=r"sample.batch is auto, and 'a\|p' was not looked at yet; start with"):
+        plain.of(plain.cells[0])

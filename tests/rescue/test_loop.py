@@ -26,6 +26,7 @@ from salvage.rescue.guide import Route
 from salvage.rescue.loop import Budget, Loop, Outcome, pair, rescue
 from salvage.rescue.waves import Waves
 from salvage.tables.vocabulary import FACTS, FEATURES, OPERATORS
+from worlds import in_place_of_auto
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def loaded() -> Settings:
     """Params with short rollouts: the tiny models never end one."""
     found = settings.load(ROOT / "params.yaml")
-    found.raw["sample"] |= {"max_tokens": 12, "batch": 64}
+    in_place_of_auto(found.raw)["sample"] |= {"max_tokens": 12, "batch": 64}
     found.raw["rescue"]["budgets"] = [2, 4, 6]
     found.raw["evaluate"]["resamples"] = 300
     return found

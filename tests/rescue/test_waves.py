@@ -17,6 +17,7 @@ from salvage.project import settings
 from salvage.project.settings import Settings
 from salvage.rescue.waves import SAMPLE, Try, Waves
 from salvage.tables.vocabulary import FEATURES
+from worlds import in_place_of_auto
 
 ROOT = Path(__file__).resolve().parents[2]
 J = [0.0, 0.5, 2.0, 0.25]  # of every rollout: the junction is 2
@@ -85,7 +86,9 @@ class Judged:
 
 @pytest.fixture(scope="module")
 def loaded() -> Settings:
-    return settings.load(ROOT / "params.yaml")
+    found = settings.load(ROOT / "params.yaml")
+    in_place_of_auto(found.raw)
+    return found
 
 
 def table(n: int = 3, verifier: str = "exact") -> pd.DataFrame:

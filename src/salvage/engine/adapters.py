@@ -1,4 +1,4 @@
-"""An adapter of PEFT as specialist: merged into its base once, and kept under data/cache as an ordinary checkpoint.
+"""An adapter of PEFT as specialist: merged into its base once, and kept under data/cache as an ordinary models.
 
 The folder is named by what it was made from, so that another adapter, or another base, makes another one.
 """
@@ -11,12 +11,10 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from salvage.errors import SalvageError
-from salvage.project import extras
 from salvage.project.settings import CACHE, adapter_base
 from salvage.tables import shards
 
@@ -117,8 +115,6 @@ def _refuse(folder: Path) -> None:
         pickle = (folder / "adapter_model.bin").exists()
         why = "has its weights as .bin alone, which is pickle" if pickle else "has no adapter_model.safetensors"
         raise SalvageError(f"{told} {why}; save it anew: model.save_pretrained(FOLDER)")
-    if find_spec("peft") is None:
-        raise SalvageError(extras.lacking(f"{told} (peft)", ["engine"]))
 
 
 @contextmanager
@@ -141,11 +137,11 @@ def _merge(folder: Path, base: str, out: Path) -> None:
     import torch
     from peft import PeftModel
 
-    from salvage.engine import checkpoint
+    from salvage.engine import models
 
-    checkpoint.config(base)
+    models.config(base)
     device = torch.device("cpu")
-    model = checkpoint.model(base, device)
+    model = models.model(base, device)
     told = f"adapter {str(folder)!r}"
     ids = torch.tensor([list(range(8))])
     with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
@@ -155,7 +151,7 @@ def _merge(folder: Path, base: str, out: Path) -> None:
             adapted = PeftModel.from_pretrained(model, str(folder)).eval()
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise SalvageError(
-                f"{told} does not fit its base {base!r}: {checkpoint.first_line(error)}; give the base that it was "
+                f"{told} does not fit its base {base!r}: {models.first_line(error)}; give the base that it was "
                 "trained on (--ancestor)"
             ) from error
         _refuse_others(told, base, adapted, folder)
@@ -164,7 +160,7 @@ def _merge(folder: Path, base: str, out: Path) -> None:
         try:
             merged = adapted.merge_and_unload(safe_merge=True)
         except (RuntimeError, ValueError, NotImplementedError) as error:
-            why = checkpoint.first_line(error)
+            why = models.first_line(error)
             raise SalvageError(f"{told} cannot be merged: {why}; give the folder of a whole model") from error
         _note_tie(merged)
         after = merged(input_ids=ids).logits.float()
@@ -172,10 +168,10 @@ def _merge(folder: Path, base: str, out: Path) -> None:
         if not (before - after).abs().mean() <= most * before.std():  # NaN too
             raise SalvageError(f"{told} does not answer the same once it is merged; give the folder of a whole model")
         merged.save_pretrained(out)
-        if not torch.equal(checkpoint.model(out, device)(input_ids=ids).logits.float(), after):
+        if not torch.equal(models.model(out, device)(input_ids=ids).logits.float(), after):
             raise SalvageError(f"{told} does not answer the same once it is saved; give the folder of a whole model")
     own = any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
-    checkpoint.tokenizer(folder if own else base).save_pretrained(out)
+    models.tokenizer(folder if own else base).save_pretrained(out)
 
 
 def _resize(told: str, model: Any, folder: Path) -> None:
@@ -238,9 +234,9 @@ def _note_tie(merged: Any) -> None:
     """Have the config say that head and embedding are not one, where merging has parted them: a head would be lost."""
     import torch
 
-    from salvage.engine import checkpoint
+    from salvage.engine import models
 
     ends = [merged.get_input_embeddings().weight, merged.get_output_embeddings().weight]
     if ends[0].shape != ends[1].shape or not torch.equal(*ends):
-        for config in (merged.config, checkpoint.text_config(merged.config)):
+        for config in (merged.config, models.text_config(merged.config)):
             config.tie_word_embeddings = False

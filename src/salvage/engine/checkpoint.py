@@ -1,77 +1,38 @@
-"""A model's folder or hub name: its config, tokenizer and weights, and what of it cannot be run, said in a sentence."""
+"""What a checkpoint's files say without loading it: where they are, their size in memory, whether two are the same."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError, safe_open
 
 from salvage.errors import SalvageError
 
-UNREADABLE = (OSError, ValueError, KeyError, TypeError)  # what transformers raises of files that are odd
-ATTENTION = {"full_attention", "sliding_attention"}  # layers whose cache the engines know how to keep
 
-
-def tokenizer(name: str | Path) -> Any:
-    """Load a model's tokenizer."""
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except UNREADABLE as error:
-        raise SalvageError(f"tokenizer {str(name)!r} cannot be loaded: {first_line(error)}") from error
-
-
-def config(name: str | Path) -> Any:
-    """Load a model's config.
+def folder_of(name: str | Path) -> Path:
+    """Return the folder that holds a model's files; a name on the hub is downloaded.
 
     Raises
     ------
     SalvageError
-        Where it cannot be read, or the model is of a kind that Salvage does not run: quantised, saved by pickle alone,
-        an encoder with a decoder.
+        Where there is no such model, or it has no weights in safetensors.
     """
-    try:
-        read = AutoConfig.from_pretrained(name)
-    except UNREADABLE as error:
-        raise SalvageError(f"model {str(name)!r} cannot be loaded: {first_line(error)}") from error
-    told = f"model {str(name)!r}"
-    if method := quantised(name, read):
-        raise SalvageError(
-            f"{told} is quantised ({method}), and Salvage compares the models' own distributions; "
-            "give the checkpoint in full or half precision"
-        )
-    if read.is_encoder_decoder:
-        raise SalvageError(f"{told} has an encoder ({read.model_type}); give a decoder, a causal language model")
-    if pickled(name):
-        raise SalvageError(
-            f"{told} has its weights as .bin alone, which is pickle and can run code when it is read; "
-            "save it anew as safetensors: model.save_pretrained(FOLDER)"
-        )
-    return read
-
-
-def text_config(config: Any) -> Any:
-    """Return what a config says of the language model; models that also see have it under `text_config`."""
-    return config.get_text_config(decoder=True)
-
-
-def quantised(name: str | Path, config: Any) -> str:
-    """Return how a checkpoint is quantised, nothing where it is not."""
-    for part in (config, text_config(config)):
-        said = getattr(part, "quantization_config", None)
-        if said:
-            values = said if isinstance(said, dict) else said.to_dict()
-            return str(getattr(values.get("quant_method"), "value", values.get("quant_method") or "unnamed method"))
-    return "ModelOpt" if (Path(name) / "hf_quant_config.json").exists() else ""
-
-
-def pickled(folder: str | Path) -> bool:
-    """Tell whether a local checkpoint has weights as pickles only."""
-    return any(Path(folder).glob("*.bin")) and not weight_files(Path(folder))
+    path = Path(name)
+    if not path.exists():
+        try:
+            path = Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors"]))
+        except (HfHubHTTPError, HFValidationError, OSError) as error:
+            raise SalvageError(f"model {str(name)!r} cannot be had: {str(error).splitlines()[0]}") from error
+    if not weight_files(path):
+        raise SalvageError(f"model {str(name)!r} has no weights in safetensors; save it with save_pretrained")
+    return path
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -86,63 +47,57 @@ def weight_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
-def model(name: str | Path, device: torch.device) -> Any:
-    """Load a causal language model in the data type that it was saved in.
+def entries(folder: Path) -> int:
+    """Return how many numbers a checkpoint's weights are."""
+    return sum(prod(tensor.get_shape()) for _, tensor in _tensors(folder))
+
+
+def weight_bytes(name: str | Path, kind: torch.dtype) -> int:
+    """Return the bytes that a checkpoint's weights take in a data type."""
+    return entries(folder_of(name)) * kind.itemsize
+
+
+def saved(config: Any) -> torch.dtype:
+    """Return the data type that a checkpoint was saved in, as its config says."""
+    said = getattr(config, "dtype", None) or getattr(config.get_text_config(decoder=True), "dtype", None)
+    kind = str(said or "float32").removeprefix("torch.")
+    return getattr(torch, kind)  # type: ignore[no-any-return]
+
+
+def cache_bytes(config: Any, kind: torch.dtype) -> int:
+    """Return the bytes of one token in a model's KV cache."""
+    config = config.get_text_config(decoder=True)  # of models that also see, the part that speaks
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * width * kind.itemsize)
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    """Tell whether two checkpoints hold the same tensors under the same names, to the bit of the data type."""
+    theirs = dict(_tensors(other))
+    mine = dict(_tensors(one))
+    if mine.keys() != theirs.keys():
+        return False
+    # the last layers first: fine-tuning leaves none of them alone, and one difference is enough
+    for name in sorted(mine, reverse=True):
+        a, b = mine[name], theirs[name]
+        if a.get_shape() != b.get_shape() or not torch.equal(a[:], b[:]):
+            return False
+    return True
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, Any]]:
+    """Yield every tensor of a checkpoint by name, not read yet.
 
     Raises
     ------
     SalvageError
-        Where it cannot be loaded, or its layers or its head do what the transformers engine cannot follow.
+        Where a file is damaged, or cut short.
     """
-    logging.disable_progress_bar()  # of the weights: a line a model, whatever the terminal
-    try:
-        loaded, told = AutoModelForCausalLM.from_pretrained(
-            name, dtype="auto", use_safetensors=True, output_loading_info=True
-        )
-    except (*UNREADABLE, RuntimeError, SafetensorError) as error:
-        raise SalvageError(f"model {str(name)!r} cannot be loaded: {first_line(error)}") from error
-    if told["missing_keys"]:  # transformers would draw them at random
-        raise SalvageError(
-            f"model {str(name)!r} lacks weights, first {min(told['missing_keys'])!r}; save the whole model anew"
-        )
-    loaded = loaded.to(device).eval()
-    _refuse_unknown(str(name), loaded)
-    return loaded
-
-
-def hidden_states(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    """Return what a model's head gets [rows, positions, width]."""
-    states: torch.Tensor = model.base_model(input_ids=ids).last_hidden_state
-    return states
-
-
-def logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """Return the logits of hidden states: what the head gives, scaled or capped as some models do."""
-    z: torch.Tensor = model.get_output_embeddings()(hidden)
-    said = text_config(model.config)
-    if scale := getattr(said, "logit_scale", None):  # Cohere
-        z = z * scale
-    if scale := getattr(said, "logits_scaling", None):  # Granite
-        z = z / scale
-    if cap := getattr(said, "final_logit_softcapping", None):  # Gemma
-        z = torch.tanh(z / cap) * cap
-    return z
-
-
-@torch.inference_mode()
-def _refuse_unknown(name: str, model: Any) -> None:
-    layers = set(getattr(text_config(model.config), "layer_types", None) or ()) - ATTENTION
-    if layers or getattr(model, "_is_stateful", False):
-        what = ", ".join(sorted(layers)) or "a recurrent state"
-        raise SalvageError(f"model {name!r} has layers that engine transformers does not run ({what}); use engine vllm")
-    ids = torch.tensor([[0, 1]], device=model.device)
-    if not torch.allclose(model(input_ids=ids).logits, logits(model, hidden_states(model, ids)), rtol=1e-3, atol=1e-3):
-        raise SalvageError(
-            f"model {name!r} makes more of its hidden states than engine transformers knows of "
-            f"({type(model).__name__}); use engine vllm"
-        )
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of what a library said."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    for file in weight_files(folder):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - no dict
+                    yield name, tensors.get_slice(name)
+        except (OSError, SafetensorError) as error:
+            raise SalvageError(f"{file} is not a whole safetensors file ({error}); copy it again") from error

@@ -15,12 +15,23 @@ from salvage.errors import SalvageError
 from salvage.project.settings import Cell, Settings, adapter_base
 
 
-def engine_of(cell: Cell, settings: Settings) -> tuple[str, str]:
-    """Return the engine that runs a cell, and why: under `auto`, transformers too where vLLM refuses the pair."""
-    engine, why = chosen(cell.engine)
-    if cell.engine == "auto" and engine == "vllm" and (refused := refusal(cell, settings)):
+def engine_for(name: str, specialist: str, ancestor: str, vllm: dict[str, Any]) -> tuple[str, str]:
+    """Return the engine that runs a pair, and why: under `auto`, transformers too where vLLM refuses the pair.
+
+    Parameters
+    ----------
+    vllm : dict
+        The section `vllm` of params.yaml.
+    """
+    engine, why = chosen(name)
+    if name == "auto" and engine == "vllm" and (refused := refusal(specialist, ancestor, vllm)):
         return "transformers", f"{why}, but {refused}"
     return engine, why
+
+
+def engine_of(cell: Cell, settings: Settings) -> tuple[str, str]:
+    """Return the engine that runs a cell, and why."""
+    return engine_for(cell.engine, cell.specialist, cell.ancestor, settings["vllm"])
 
 
 def open_engine(cell: Cell, settings: Settings, *, ancestor: bool) -> Engine:

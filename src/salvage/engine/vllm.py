@@ -11,7 +11,6 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -19,11 +18,9 @@ from weakref import finalize
 
 import numpy as np
 import torch
-from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
 
-from salvage.engine import checkpoint
 from salvage.engine.base import Completion, Request
+from salvage.engine.checkpoint import cache_bytes, saved, weight_bytes
 from salvage.engine.choice import chosen
 from salvage.engine.speaker import Speaker
 from salvage.engine.steering import Plan
@@ -81,9 +78,7 @@ class VllmEngine(Speaker):
         self.names = [str(name) for name in (specialist, ancestor) if name is not None]
         self.top_k_cov, self.batch, self.chunk, self.memory = top_k_cov, batch, chunk, memory
         # vLLM's own `auto` would silently halve float32
-        saved = getattr(self.configs[0], "dtype", None) or checkpoint.text_config(self.configs[0]).dtype
-        saved = str(saved or torch.float32).removeprefix("torch.")
-        self.dtype = saved if dtype == "auto" else dtype
+        self.dtype = str(saved(self.configs[0])).removeprefix("torch.") if dtype == "auto" else dtype
         self.tensor_parallel_size = tensor_parallel_size
         self.context = min([n for n in (self.context, max_model_len) if n], default=None)
         self.load_format = "safetensors"  # never a pickle
@@ -226,8 +221,8 @@ class VllmEngine(Speaker):
     def cache(self) -> dict[str, Any]:
         """Return what vLLM is to take for its KV cache; refuse a pair that does not fit the memory."""
         kind = getattr(torch, self.dtype)
-        weights = sum(_weights(name, kind) for name in self.names)
-        a_token = sum(_kv_bytes(checkpoint.text_config(config), kind) for config in self.configs)
+        weights = sum(weight_bytes(name, kind) for name in self.names)
+        a_token = sum(cache_bytes(config, kind) for config in self.configs)
         one = a_token * (self.context or 1)
         if gpu():
             whole = torch.cuda.get_device_properties(0).total_memory * self.tensor_parallel_size
@@ -307,29 +302,8 @@ def _guarded(work: Callable[[], _T]) -> _T:
         raise SalvageError(f"vLLM refuses: {' '.join(lines[:4])[:600]}") from error
 
 
-def _weights(name: str, kind: torch.dtype) -> int:
-    """Return the bytes that a checkpoint's weights take in a data type, from the headers of its files."""
-    local = Path(name).exists()
-    folder = Path(name if local else snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
-    entries = 0
-    for file in checkpoint.weight_files(folder):
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                entries += sum(prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise SalvageError(f"{file} cannot be read ({error}); save the model anew") from error
-    return entries * kind.itemsize
-
-
 def _likeliest(tokens: np.ndarray, p: np.ndarray) -> list[tuple[int, float]]:
     return [(int(token), float(share)) for token, share in zip(tokens, p, strict=True)]
-
-
-def _kv_bytes(config: Any, kind: torch.dtype) -> int:
-    """Return the bytes of one token in a model's KV cache."""
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_hidden_layers * heads * width * kind.itemsize)
 
 
 def _gib(size: float) -> str:

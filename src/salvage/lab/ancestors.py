@@ -64,6 +64,24 @@ def blank(family: str) -> PreTrainedModel:
     return LlamaForCausalLM(LlamaConfig(**shape))
 
 
+def untrained_pair(folder: Path) -> tuple[Path, Path]:
+    """Save a pair of two families that share a vocabulary, with random weights, and return specialist and ancestor.
+
+    Random weights decode varied tokens, which is all that a check of an engine needs.
+    """
+    paths = []
+    for seed, family in enumerate(("qwen3", "llama")):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = blank(family)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(3.0)  # sharper than at initialisation, so that argmax and mixes differ
+        paths.append(folder / family)
+        save(model, paths[-1])
+    return paths[0], paths[1]
+
+
 def batch(documents: list[str], speaker: PreTrainedTokenizerFast) -> dict[str, torch.Tensor]:
     """Return documents with their end token as right-padded ids, mask and labels, each [documents, longest]."""
     ids = speaker([f"{d}</s>" for d in documents], padding=True, padding_side="right", return_tensors="pt")

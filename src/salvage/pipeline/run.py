@@ -10,6 +10,7 @@ from typing import Any
 
 from salvage.engine.choice import chosen
 from salvage.errors import SalvageError
+from salvage.pipeline.preparing import prepare
 from salvage.project import settings
 from salvage.tables.files import beside
 
@@ -55,6 +56,7 @@ def run(
         )
     if changed and not quiet:
         print(f"params.yaml: set {', '.join(changed)}", flush=True)
+    prepare(known, quiet=quiet)
     with tracking.run("main") as run_id:
         worked = repro(run_id, quiet=quiet)
         mlflow.set_tag("salvage.profile", settings.load().profile)
@@ -112,7 +114,9 @@ def override(
     wanted: dict[str, Any] = {name: value for name, value in (("profile", profile), ("engine", engine)) if value}
     wanted = {name: value for name, value in wanted.items() if value != known[name]}
     changed = [f"{name} = {value}" for name, value in wanted.items()]
-    cells = [cell for cell in known["cells"] or [] if pair is None or cell["name"] != pair["name"]]
+    if pair is not None and (there := [cell for cell in known["cells"] if pair.items() <= cell.items()]):
+        pair = there[0]  # with what was fitted to it
+    cells = [cell for cell in known["cells"] if pair is None or cell["name"] != pair["name"]]
     if pair is not None and [*cells, pair] != known["cells"]:
         wanted["cells"] = [*cells, pair]
         changed.append(f"cells: {pair['name']}")

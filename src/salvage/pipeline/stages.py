@@ -60,15 +60,18 @@ def _train(model: LabModel, seed: int, steps: dict[str, int]) -> bool:
     return shards.folder_once(model.folder, mark, train)
 
 
+def problem_set(spec: str, settings: Settings) -> pd.DataFrame:
+    """Return the problems that a cell names: the lab's, or one's own."""
+    if spec == LAB_PROBLEMS:
+        return lab_problems(settings.profile_values["problems"], settings.seed)
+    return sets.load(spec)
+
+
 def problem_sets(settings: Settings, *, quiet: bool = False) -> int:
     """Write the problem set of every cell; return how many there are."""
     specs = dict.fromkeys(cell.problems for cell in settings.cells)
     for spec in specs:
-        table = (
-            lab_problems(settings.profile_values["problems"], settings.seed)
-            if spec == LAB_PROBLEMS
-            else sets.load(spec)
-        )
+        table = problem_set(spec, settings)
         schema.write(table, schema.PROBLEMS, problem_file(spec))
         if not quiet:
             print(f"problems: {spec}: {len(table)} problems", flush=True)

@@ -75,6 +75,20 @@ def readable(messages: str) -> str:
     return "\n\n".join(parts)
 
 
+def question(problem: Mapping[str, Any]) -> str:
+    """Return what a problem asks: its prompt, of a chat the last message."""
+    if not problem.get("messages"):
+        return str(problem["prompt"])
+    return str(json.loads(problem["messages"])["messages"][-1]["content"])
+
+
+def without_nulls(value: Any) -> Any:
+    """Return a value of Parquet without what it lacks: a struct has the fields of all rows."""
+    if isinstance(value, dict):
+        return {name: without_nulls(inside) for name, inside in value.items() if inside is not None}
+    return [without_nulls(inside) for inside in value] if isinstance(value, list) else value
+
+
 def _read(name: str, value: Any) -> Any:
     if not isinstance(value, str):
         return value

@@ -1,11 +1,11 @@
-"""What this machine has, and how much of it is ours: in a container less than the machine says."""
+"""What this machine has, and how much of it is ours."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path("/")  # where the kernel's files lie
+PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def gpu() -> bool:
@@ -17,52 +17,50 @@ def gpu() -> bool:
     return bool(torch.cuda.is_available())
 
 
-def memory() -> tuple[int, int]:
-    """Return the bytes that this process may have in all, and those that are free now.
+def memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> tuple[int, int]:
+    """Return the bytes of memory that this process may use, and those of them that are free.
 
-    The machine's, or those of the tightest control group that the process is in, whichever is smaller.
+    In a container both the machine and every control group above us set a limit; the smallest counts.
     """
-    import psutil
-
-    machine = psutil.virtual_memory()
-    whole, free = int(machine.total), int(machine.available)
-    for limit, used in _groups():
+    told = dict(line.split(":", 1) for line in (proc / "meminfo").read_text().splitlines())
+    whole, free = (int(told[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    for limit, used in _limits(proc, cgroups):
         whole, free = min(whole, limit), min(free, max(0, limit - used))
     return whole, free
 
 
-def _groups() -> Iterator[tuple[int, int]]:
-    """Yield limit and use of the control groups around this process that have a limit, of either version."""
-    try:
-        lines = (ROOT / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            mounts = [ROOT / "sys/fs/cgroup", ROOT / "sys/fs/cgroup/unified"]
-            names = ("memory.max", "memory.current", "inactive_file ")
+def _limits(proc: Path, cgroups: Path) -> Iterator[tuple[int, int]]:
+    """Yield limit and use of every control group that holds this process, of either version."""
+    for line in (proc / "self" / "cgroup").read_text().splitlines():
+        number, controllers, path = line.split(":", 2)
+        if number == "0":
+            root, names, cache = cgroups, ("memory.max", "memory.current"), "inactive_file"
         elif "memory" in controllers.split(","):
-            mounts = [ROOT / "sys/fs/cgroup/memory"]
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file ")
+            root, cache = cgroups / "memory", "total_inactive_file"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
         else:
             continue
-        # a parent's limit holds too; in a container the path is the host's, and what is ours lies at the top
-        inner = Path(path.lstrip("/"))
-        for mount in mounts:
-            for folder in (mount / inner, *(mount / parent for parent in inner.parents)):
-                if (found := _group(folder, *names)) is not None:
-                    yield found
+        group = root / path.strip("/")
+        for folder in (group, *group.parents):
+            if not folder.is_relative_to(root):
+                break
+            limit, used = (_number(folder / name) for name in names)
+            if limit is not None and used is not None:
+                yield limit, max(0, used - _statistic(folder / "memory.stat", cache))  # page cache is given back
 
 
-def _group(folder: Path, limit: str, used: str, idle: str) -> tuple[int, int] | None:
-    """Return a group's limit and what it uses without the files that the kernel would give back; None: no limit."""
+def _number(file: Path) -> int | None:
+    """Return the number in a file; None where there is no such file, or no limit."""
     try:
-        most, now = ((folder / name).read_text().strip() for name in (limit, used))
-        if most == "max":
-            return None
-        stat = (folder / "memory.stat").read_text().splitlines()
+        text = file.read_text().strip()
     except OSError:
         return None
-    back = sum(int(line.removeprefix(idle)) for line in stat if line.startswith(idle))
-    return int(most), max(0, int(now) - back)
+    return int(text) if text.isdecimal() else None
+
+
+def _statistic(file: Path, name: str) -> int:
+    try:
+        rows = dict(line.split() for line in file.read_text().splitlines())
+    except (OSError, ValueError):
+        return 0
+    return int(rows.get(name, 0))

@@ -73,10 +73,19 @@ class CellEntry(Section):
     family: Name = "own"
     engine: Engine = "auto"
     rollouts: str = ""
-    max_tokens: Count | None = None  # these are the pair's own, in place of what the sections say
+    max_tokens: Count | None = None  # these are the pair's own, as in Fitted
     batch: Count | None = None
     top_k_cov: Count | None = None
     warmup: Some | None = None
+
+
+class Fitted(Section):
+    """What a pair of models may have of its own, in place of what the sections say."""
+
+    max_tokens: Count
+    batch: Count
+    top_k_cov: Count
+    warmup: Some
 
 
 class Vllm(Section):
@@ -89,12 +98,12 @@ class Vllm(Section):
 class Sample(Section):
     rollouts: Count
     temperature: Positive
-    max_tokens: Count
-    batch: Count
+    max_tokens: Count | Literal["auto"]
+    batch: Count | Literal["auto"]
 
 
 class Featurize(Section):
-    top_k_cov: Count
+    top_k_cov: Count | Literal["auto"]
     window: Count
     chunk: Count
 
@@ -103,7 +112,7 @@ class Intervene(Section):
     alpha: Share
     anchor: Literal[tuple(ANCHORS)]  # type: ignore[valid-type]
     continuation: Literal[tuple(CONTINUATIONS)]  # type: ignore[valid-type]
-    warmup: Some
+    warmup: Some | Literal["auto"]
     quantile: Share
     local_temperatures: Annotated[list[Positive], Field(min_length=1)]
     dense_decode: Literal["sample", "argmax"]
@@ -142,6 +151,7 @@ class Params(Section):
     profile: Name
     profiles: dict[str, Profile]
     cells: list[CellEntry]
+    lab: Fitted | None
     methods: list[Literal["sft", "rft", "dpo", "grpo"]]
     engine: Engine
     vllm: Vllm
@@ -179,18 +189,21 @@ def check(values: dict[str, Any], path: Path) -> None:
 
 
 def _told(fault: Any) -> str:
-    where = _where(fault["loc"])
+    loc, auto = fault["loc"], ""
+    if loc and loc[-1] in ("int", "constrained-int"):  # pydantic's name of one side of `Count | Literal["auto"]`
+        loc, auto = loc[:-1], ", or auto"
+    where = _where(loc)
     if fault["type"] == "missing":
         return f"{where} is missing; add it"
     if fault["type"] == "extra_forbidden":
-        known = _keys(fault["loc"][:-1])
-        close = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.6)
+        known = _keys(loc[:-1])
+        close = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.6)
         hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
         return f"{where} is not known; {hint}"
     if fault["type"] == "value_error":
         return f"{where}{': ' if where else ''}{fault['ctx']['error']}; correct it"
     wanted = WANTED.get(fault["type"], fault["msg"].removeprefix("Input should ").removeprefix("be "))
-    return f"{where} is {reprlib.repr(fault['input'])}, but must be {wanted}; correct it"
+    return f"{where} is {reprlib.repr(fault['input'])}, but must be {wanted}{auto}; correct it"
 
 
 def _where(loc: tuple[int | str, ...]) -> str:

@@ -12,6 +12,7 @@ import yaml
 
 from salvage.errors import SalvageError
 from salvage.project import params
+from salvage.tables.names import file_stem
 
 PARAMS = Path("params.yaml")
 DATA = Path("data")
@@ -41,7 +42,7 @@ class Cell:
     @property
     def file(self) -> str:
         """The cell's file name in every folder of tables."""
-        return self.name.replace("|", "--").replace("/", "_") + ".parquet"
+        return f"{file_stem(self.name)}.parquet"
 
 
 @dataclass(frozen=True)
@@ -77,14 +78,32 @@ class Settings:
         return dict(self.raw["profiles"][self.profile])
 
     def of(self, cell: Cell) -> Settings:
-        """Return the settings as a cell has them: its own over those of all."""
+        """Return the settings as a cell has them: its own over those of all.
+
+        Raises
+        ------
+        SalvageError
+            Where one is `auto` still: `salvage run` fits it to the pair and writes it down.
+        """
         own: dict[str, Any] = {}
         for name, value in cell.own:
             own.setdefault(FITTED[name], {})[name] = value
-        return replace(self, raw=_over(self.raw, own)) if own else self
+        told = replace(self, raw=_over(self.raw, own)) if own else self
+        for name, section in FITTED.items():
+            if told.raw[section][name] == "auto":
+                raise SalvageError(
+                    f"params.yaml: {section}.{name} is auto, and {cell.name!r} was not looked at yet; start with "
+                    "`salvage run`, which fits it, or write a number"
+                )
+        return told
 
     def __getitem__(self, section: str) -> dict[str, Any]:
         return dict(self.raw[section])
+
+    @property
+    def own(self) -> list[Cell]:
+        """One's own pairs, in the order of `cells` in params.yaml."""
+        return self.cells[len(self.cells) - len(self.raw["cells"]) :]
 
 
 def load(path: str | Path = PARAMS) -> Settings:
@@ -100,19 +119,31 @@ def load(path: str | Path = PARAMS) -> Settings:
     raw = _over(yaml.safe_load(built_in), params.read(path))
     if isinstance(raw["profiles"], dict):
         raw["profiles"] = {n: NO_LAB | v if isinstance(v, dict) else v for n, v in raw["profiles"].items()}
-    raw.setdefault("methods", [])
+    raw = {"methods": [], "lab": None} | raw
     params.check(raw, path)
     profile = raw["profile"]
     if profile not in raw["profiles"]:
         raise SalvageError(f"{path}: profile {profile!r} is not one of {', '.join(raw['profiles'])}")
     lab = _lab_models(raw["profiles"][profile]["lab"], raw["methods"])
     cells = lab_cells(raw, profile)
-    cells += [_own_cell(path, i, entry) for i, entry in enumerate(raw["cells"])]
+    tasks = _tasks([str(entry.get("problems", "")) for entry in raw["cells"]])
+    cells += [_own_cell(path, i, entry, tasks) for i, entry in enumerate(raw["cells"])]
     names = [cell.name for cell in cells]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise SalvageError(f"{path}: cell {twice!r} stands twice; give each cell its own name")
+    _refuse_shared_files(path, "cells", {cell.name: cell.file for cell in cells})
+    _refuse_shared_files(path, "problem sets", {cell.problems: problem_file(cell.problems).name for cell in cells})
     return Settings(raw=raw, seed=int(raw["seed"]), profile=profile, lab=lab, cells=cells)
+
+
+def _refuse_shared_files(path: Path, what: str, files: dict[str, str]) -> None:
+    """Refuse names of one file where case does not count (macOS, Windows), and what only lacks its ending."""
+    owner: dict[str, str] = {}
+    for name, file in files.items():
+        other = owner.setdefault(file.lower(), name)
+        if other != name:
+            raise SalvageError(f"{path}: {what} {other!r} and {name!r} would share the file {file}; rename one")
 
 
 def _over(values: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -131,7 +162,8 @@ def lab_cells(raw: dict[str, Any], profile: str) -> list[Cell]:
         raise SalvageError(f"params.yaml: profile {profile!r} is not one of {', '.join(raw['profiles'])}; correct it")
     models = _lab_models(raw["profiles"][profile]["lab"], raw["methods"])
     engine = str(raw.get("engine", "transformers"))
-    return [_lab_cell(model, engine) for model in models if model.method != "ancestor"]
+    own = tuple((raw.get("lab") or {}).items())
+    return [_lab_cell(model, engine, own) for model in models if model.method != "ancestor"]
 
 
 def _lab_models(lab: dict[str, Any], methods: list[str]) -> list[LabModel]:
@@ -143,7 +175,7 @@ def _lab_models(lab: dict[str, Any], methods: list[str]) -> list[LabModel]:
     return models
 
 
-def _lab_cell(model: LabModel, engine: str) -> Cell:
+def _lab_cell(model: LabModel, engine: str, own: tuple[tuple[str, int], ...]) -> Cell:
     ancestor = LabModel(model.family, "ancestor", model.ancestor_seed, model.ancestor_seed)
     return Cell(
         name=f"{model.name}|digits",
@@ -154,17 +186,30 @@ def _lab_cell(model: LabModel, engine: str) -> Cell:
         seed=model.seed,
         family=model.family,
         engine=engine,
+        own=own,
     )
 
 
-def _own_cell(path: Path, i: int, entry: dict[str, Any]) -> Cell:
+def _tasks(specs: list[str]) -> dict[str, str]:
+    """Return what each problem set is called as a task: its file's stem, with folders where an earlier set has that."""
+    tasks: dict[str, str] = {}
+    for spec in specs:
+        if spec in tasks:
+            continue
+        parts = (Path(spec).parent / Path(spec).stem).parts
+        longer = ["/".join(parts[-n:]) for n in range(1, len(parts) + 1)]
+        tasks[spec] = next((task for task in longer if task not in tasks.values()), spec)
+    return tasks
+
+
+def _own_cell(path: Path, i: int, entry: dict[str, Any], tasks: dict[str, str]) -> Cell:
     ancestor = entry.get("ancestor") or adapter_base(str(entry.get("specialist") or ""))
     for key in ("name", "specialist", "ancestor", "problems"):
         if not (ancestor if key == "ancestor" else entry.get(key)):
             raise SalvageError(f"{path}: cells[{i}] has no {key!r}; a cell needs name, specialist, ancestor, problems")
     name = str(entry["name"])
     return Cell(
-        name=name if "|" in name else f"{name}|{Path(str(entry['problems'])).stem}",
+        name=name if "|" in name else f"{name}|{tasks[str(entry['problems'])]}",
         specialist=str(entry["specialist"]),
         ancestor=str(ancestor),
         problems=str(entry["problems"]),
@@ -198,5 +243,5 @@ def adapter_base(specialist: str) -> str:
 
 
 def problem_file(spec: str) -> Path:
-    """Return where the problems stage keeps a problem set."""
-    return DATA / "problems" / f"{Path(spec.replace(':', '-')).stem}.parquet"
+    """Return where the problems stage keeps a problem set, called as its JSON Lines file or as the spec itself."""
+    return DATA / "problems" / f"{file_stem(spec.removesuffix('.jsonl') or spec)}.parquet"

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from salvage.engine import fitting
 from salvage.engine.opening import engine_mark, open_engine, weights
 from salvage.errors import SalvageError
 from salvage.policies.fitted import Fitted
@@ -28,7 +29,7 @@ from salvage.rescue.guide import STOP, Route, routes
 from salvage.rescue.waves import SAMPLE, Try, Waves
 from salvage.serving import policy_uri
 from salvage.tables import shards
-from salvage.tables.files import whole_lines
+from salvage.tables.files import whole_lines, writing
 
 SOLVED, STOPPED, SPENT, UNVERIFIED = "solved", "stopped", "spent", "unverified"
 CODE = [
@@ -341,8 +342,10 @@ def rescue(
     >>> for outcome in rescue("problems.jsonl", pair("my/specialist", "my/ancestor")):  # doctest: +SKIP
     ...     print(outcome.problem_id, outcome.status, outcome.operator)
     """
-    settings = (settings or params.load()).of(cell)
+    settings = settings or params.load()
     table = problem_sets.load(problems) if isinstance(problems, str) else problems
+    cell = fitting.fitted(cell, settings, table.to_dict("records"))
+    settings = settings.of(cell)
     fitted = policy_uri.load(policy) if isinstance(policy, str) else policy
     first = int(settings["rescue"]["rollouts"])
     told = [asdict(budget), price, look, fitted.version if fitted else "retry"]
@@ -387,13 +390,16 @@ def pair(specialist: str, ancestor: str, name: str = "", engine: str = "auto") -
 
 def _written(outcomes: Iterator[Outcome], out: Path) -> Iterator[Outcome]:
     """Append outcomes to a file as they come; those that are there come first again, and are not written twice."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    there = whole_lines(out)
-    with out.open("a", encoding="utf-8") as file:
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        there = whole_lines(out)
+        file = out.open("a", encoding="utf-8")
+    with file:
         for i, outcome in enumerate(outcomes):
             if i >= len(there):
-                file.write(outcome.line() + "\n")
-                file.flush()
+                with writing(out):
+                    file.write(outcome.line() + "\n")
+                    file.flush()
             elif there[i] != outcome.line():
                 raise SalvageError(f"{out}: line {i + 1} is not what this job found; write to another file")
             yield outcome

@@ -27,7 +27,7 @@ from salvage.method.looks import looks
 from salvage.problems.judging import Judge, Verdict
 from salvage.project.settings import Settings
 from salvage.tables import vocabulary
-from salvage.tables.files import whole_lines
+from salvage.tables.files import whole_lines, write_text, writing
 
 SAMPLE = "sample"  # a first rollout, before the policy is asked
 FACTS = ["cell", "problem_id", "n_failed_rollouts", *vocabulary.FEATURES, *vocabulary.FACTS]  # what a policy is told
@@ -123,7 +123,7 @@ class Waves:
             return list(entry["results"])
         results = self._compute(tries)
         if self._record is not None:
-            with self._record.open("a", encoding="utf-8") as file:
+            with writing(self._record), self._record.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"asked": asked, "results": results}) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
@@ -243,8 +243,7 @@ def _scored(failure: operators.Failure, facts: dict[str, Any], view: dict[str, A
 def _read(record: Path, mark: str) -> list[dict[str, Any]]:
     """Return the recorded waves, begin a record where there is none; a torn last line is cut off."""
     if not record.exists():
-        record.parent.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps({"mark": mark}) + "\n", encoding="utf-8")
+        write_text(record, json.dumps({"mark": mark}) + "\n")
     lines = [json.loads(line) for line in whole_lines(record)]
     if not lines or lines[0] != {"mark": mark}:
         raise SalvageError(
