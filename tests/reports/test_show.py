@@ -162,3 +162,11 @@ def test_an_arm_beats_retry_from_the_budget_on_after_which_it_always_does() -> N
     told = solving.verdict(rows)
     assert "rule from a budget of 16 retries on" in told
     assert "portfolio from a budget of 4 retries on" in told and "fixed at no budget" in told
+
+
+def test_of_a_long_chat_the_page_shows_the_system_prompt_and_the_question() -> None:
+    from salvage.reports import traces
+
+    told = traces._without_middle("[system]\n" + "a" * 3000 + "\n\n[user]\n6*7?")
+    assert told.startswith("[system]\naaa") and told.endswith("aaa\n\n[user]\n6*7?") and len(told) < 1600
+    assert traces._without_middle("[user]\n6*7?") == "[user]\n6*7?"
