@@ -62,7 +62,7 @@ def test_case_21_both_engines_agree_on_a_shape(pairs: dict[str, tuple[Path, Path
         tokens = [c.tokens for c in done]
         told = [engine.signals(prompts, tokens, temperature=1.0, top_k_cov=3) for engine in (mine, theirs)]
         for a, b in zip(*told, strict=True):
-            np.testing.assert_allclose(a["entropy"], b["entropy"], atol=1e-4)
+            np.testing.assert_allclose(a["entropy"], b["entropy"], atol=1e-3)
     finally:
         mine.close()
 
