@@ -1,124 +1,71 @@
-"""Which engine a pair gets under `auto`, and what a table owes to it, its models and its template."""
+"""How a cell is sampled where params.yaml says `auto`: as its specialist's generation config does."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 
-import shapes
-from salvage.engine import opening, trial
-from salvage.engine.opening import engine_mark, engine_of, open_engine, weights
+from salvage.engine.base import Sampling
+from salvage.engine.opening import from_generation_config, settled
 from salvage.errors import SalvageError
 from salvage.project import settings
-from salvage.project.settings import Cell
+from salvage.project.settings import Cell, Settings
 
-PLAIN = pd.DataFrame({"problem_id": ["a"], "prompt": ["6*7?"]})
-CHAT = PLAIN.assign(messages=[json.dumps({"messages": [{"role": "user", "content": "6*7?"}]})])
-
-
-def cell(pair: tuple[Path, Path], engine: str = "auto") -> Cell:
-    return Cell("mine", str(pair[0]), str(pair[1]), "p.jsonl", "unknown", 0, "own", engine)
+AUTO = dict.fromkeys(("temperature", "top_p", "top_k", "min_p"), "auto")
+FITTED = (("max_tokens", 16), ("batch", 8), ("top_k_cov", 3), ("warmup", 1))
 
 
-@pytest.fixture
-def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Stand in an empty folder where vLLM is installed and refuses every pair."""
-    monkeypatch.chdir(tmp_path)
-    seen: list[dict[str, Any]] = []
-    monkeypatch.setattr(opening, "chosen", lambda name: ("vllm", "vllm 0.32.0 is installed"))
-    monkeypatch.setattr(trial, "_tried", lambda some: seen.append(some) or "head size 20 is not supported")
-    return seen
+def told(folder: Path, config: Any, **sample: Any) -> tuple[Cell, Settings]:
+    """Return a cell whose specialist has this generation config (None: none), and settings of how it is sampled."""
+    if config is not None:
+        text = config if isinstance(config, str) else json.dumps(config)
+        (folder / "generation_config.json").write_text(text)
+    loaded = settings.load(folder / "params.yaml")
+    cell = Cell("m|t", str(folder), str(folder), "p.jsonl", "sft", 0, "own", own=FITTED)
+    return cell, replace(loaded, cells=[cell], raw=loaded.raw | {"sample": loaded["sample"] | sample})
 
 
-def test_case_24_auto_falls_back_where_vllm_refuses_the_pair_says_why_and_asks_once(
-    pair: tuple[Path, Path], asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loaded = settings.load()
-    engine, why = engine_of(cell(pair), loaded)
-    assert engine == "transformers"
-    assert why.startswith(
-        "vllm 0.32.0 is installed, but it does not run this pair: head size 20 is not supported (kept"
-    )
-    assert engine_of(cell(pair), loaded) == (engine, why) and len(asked) == 1
-    assert engine_mark(cell(pair), loaded, PLAIN) == ["transformers", {}]
-    opened = open_engine(cell(pair), loaded, ancestor=True)
-    assert type(opened).__name__ == "TransformersEngine"
-    assert engine_of(cell(pair[::-1]), loaded)[0] == "transformers" and len(asked) == 2  # another pair
-    (kept,) = [p for p in Path("data/cache/engines").iterdir() if str(p) in why]
-    kept.unlink()
-    monkeypatch.setattr(trial, "_tried", lambda some: "")
-    assert engine_of(cell(pair), loaded) == ("vllm", "vllm 0.32.0 is installed")
+def sampling(cell: Cell, given: Settings) -> Sampling:
+    return Sampling.of(settled(cell, given)["sample"])
 
 
-def test_case_24_who_asks_for_vllm_is_not_given_another(pair: tuple[Path, Path], asked: list[dict[str, Any]]) -> None:
-    assert engine_of(cell(pair, "vllm"), settings.load())[0] == "vllm" and not asked
+def test_auto_is_what_the_generation_config_says_and_what_it_leaves_out_is_off(tmp_path: Path) -> None:
+    config = {"temperature": 0.7, "top_p": 0.8, "top_k": 50, "do_sample": True, "eos_token_id": 1}
+    assert sampling(*told(tmp_path, config, **AUTO)) == Sampling(0.7, 0.8, 50, 0.0)
+    assert sampling(*told(tmp_path, config, top_p="auto", temperature=0.3)) == Sampling(0.3, 0.8)
+    assert sampling(*told(tmp_path, {"min_p": 0.05, "top_k": -1}, **AUTO)) == Sampling(1.0, 1.0, 0, 0.05)
+    (tmp_path / "generation_config.json").unlink()
+    assert sampling(*told(tmp_path, None, **AUTO)) == Sampling(1.0)
+    assert sampling(*told(tmp_path, None)) == Sampling(0.6)  # the built-in settings
 
 
-@pytest.mark.slow
-def test_case_24_a_trial_that_dies_is_a_refusal() -> None:
-    assert trial._tried({"what": 7}).startswith("its process ended with code 1 (TypeError")
+def test_where_nothing_is_auto_the_generation_config_is_not_read(tmp_path: Path) -> None:
+    cell, given = told(tmp_path, "{broken")
+    assert settled(cell, given)["sample"]["temperature"] == 0.6
+    assert from_generation_config(given) == {}
 
 
-@pytest.mark.slow
-def test_case_24_vllm_itself_is_asked(pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    loaded = settings.load()
-    assert engine_of(cell(pair), loaded)[0] == "vllm"
-    wrapped = shapes.pair(tmp_path, "gemma wrapped")
-    engine, why = engine_of(cell(wrapped), loaded)
-    assert engine == "transformers" and "Gemma3ForConditionalGeneration" in why
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"temperature": 0.0}, "generation config: temperature is 0.0, but must be a finite number above 0"),
+        ({"top_p": 1.5}, "top_p is 1.5, but must be above 0 and at most 1; correct it, or say a number under sample"),
+        ({"top_k": "many"}, "generation config: .*'top_k': 'many'.* is not all numbers"),
+        ("{broken", r"generation_config\.json cannot be read: "),
+    ],
+)
+def test_a_generation_config_that_cannot_be_followed_is_named(tmp_path: Path, config: Any, sentence: str) -> None:
+    with pytest.raises(SalvageError, match=sentence) as error:
+        settled(*told(tmp_path, config, **AUTO))
+    assert str(error.value).startswith(str(tmp_path)) and "\n" not in str(error.value)
 
 
-@pytest.mark.slow
-def test_case_24_what_the_trial_cannot_know_is_left_to_the_start(
-    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "params.yaml").write_text("vllm: {memory: 0.000001}\n")
-    loaded = settings.load()
-    assert engine_of(cell(pair), loaded)[0] == "vllm"
-    with pytest.raises(SalvageError, match=r"raise vllm\.memory"):
-        open_engine(cell(pair), loaded, ancestor=True).cache()  # type: ignore[attr-defined]
-
-
-def test_a_table_of_chats_owes_its_tokens_to_the_template_and_one_of_plain_prompts_does_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    loaded = settings.load()
-    pairs = [
-        shapes.pair(tmp_path / name, "llama", template=template)
-        for name, template in (("a", shapes.CHATML), ("b", shapes.CHATML), ("c", "{{ messages[0].content }}"))
-    ]
-    marks = [engine_mark(cell(some, "transformers"), loaded, CHAT) for some in pairs]
-    assert marks[0] == marks[1] != marks[2]
-    assert engine_mark(cell(pairs[0], "transformers"), loaded, PLAIN) == ["transformers", {}] == marks[0][:2]
-
-
-def test_a_prompt_that_the_template_refuses_is_named_before_anything_is_decoded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    some = shapes.pair(tmp_path, "llama", template=shapes.CHATML)
-    engine = open_engine(cell(some, "transformers"), settings.load(), ancestor=False)
-    opening.admit(CHAT, engine, 8, "p.jsonl")
-    told = json.dumps({"messages": [{"role": "user", "content": "?"}, {"role": "tool", "content": "42"}]})
-    with pytest.raises(SalvageError, match=r"p\.jsonl: row 0: problem 'a': .*no tool may speak"):
-        opening.admit(CHAT.assign(messages=told), engine, 8, "p.jsonl")
-    with pytest.raises(SalvageError, match=r"p\.jsonl: row 0, problem 'a': a prompt of \d+ tokens .* context of 128"):
-        opening.admit(CHAT, engine, 120, "p.jsonl")
-
-
-def test_a_table_owes_to_an_adapter_s_base_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    base, folder = tmp_path / "base", tmp_path / "mine"
-    for path in (base, folder):
-        path.mkdir()
-    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
-    mine = cell((folder, base))
-    assert weights(mine, ancestor=False) == [folder, base] == weights(mine, ancestor=True)
-    assert weights(cell((base, tmp_path / "older")), ancestor=False) == [base]
+def test_it_is_said_what_was_taken_and_what_is_not_applied(tmp_path: Path) -> None:
+    config = {"temperature": 0.7, "repetition_penalty": 1.05, "typical_p": 1.0}
+    line = from_generation_config(told(tmp_path, config, **AUTO)[1])["m|t"]
+    assert line.startswith("temperature 0.7, top_p 1.0, top_k 0, min_p 0.0 (auto: the specialist's generation config")
+    assert "its repetition_penalty 1.05 is not applied" in line and "typical_p" not in line

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import shapes
-from salvage.engine.base import Intervention, Request
+from salvage.engine.base import Intervention, Request, Sampling
 from salvage.engine.transformers import TransformersEngine
 from salvage.errors import SalvageError
 
@@ -30,7 +30,7 @@ def test_case_21_a_shape_decodes_as_its_own_library_does_and_scores_its_own_logi
     engine = TransformersEngine(*pairs[shape], top_k_cov=3)
     assert engine.vocabulary == shapes.LENGTH and engine.context == 128
     prompt = engine.prompt(QUESTION)
-    (done,) = engine.decode([Request(prompt, 0, greedy=True)], temperature=1.0, max_tokens=40)
+    (done,) = engine.decode([Request(prompt, 0, greedy=True)], sampling=Sampling(1.0), max_tokens=40)
     model = AutoModelForCausalLM.from_pretrained(pairs[shape][0], dtype="float32").eval()
     ids = torch.tensor([prompt])
     padding = list(range(shapes.LENGTH, model.get_output_embeddings().weight.shape[0])) or None
@@ -57,8 +57,8 @@ def test_case_21_both_engines_agree_on_a_shape(pairs: dict[str, tuple[Path, Path
         prompts = [mine.prompt({"prompt": f"What is {i} times 7?"}) for i in range(8)]
         for act in (Intervention(), Intervention("dense", mix=0)):
             some = [Request(prompt, i, intervention=act) for i, prompt in enumerate(prompts)]
-            done = theirs.decode(some, temperature=1.0, max_tokens=30)
-            assert mine.decode(some, temperature=1.0, max_tokens=30) == done
+            done = theirs.decode(some, sampling=Sampling(1.0), max_tokens=30)
+            assert mine.decode(some, sampling=Sampling(1.0), max_tokens=30) == done
         tokens = [c.tokens for c in done]
         told = [engine.signals(prompts, tokens, temperature=1.0, top_k_cov=3) for engine in (mine, theirs)]
         for a, b in zip(*told, strict=True):
@@ -71,7 +71,7 @@ def test_a_token_that_is_padding_of_the_embeddings_is_never_said(pairs: dict[str
     engine = TransformersEngine(*pairs["qwen padded"])
     assert engine.specialist.get_input_embeddings().weight.shape[0] == 128
     some = [Request(engine.prompt(QUESTION), seed) for seed in range(40)]
-    said = {token for c in engine.decode(some, temperature=50.0, max_tokens=20) for token in c.tokens}
+    said = {token for c in engine.decode(some, sampling=Sampling(50.0), max_tokens=20) for token in c.tokens}
     assert len(said) > 60 and max(said) < shapes.LENGTH
 
 
@@ -83,7 +83,7 @@ def test_sharded_safetensors_are_read(tmp_path: Path) -> None:
     told = []
     for folder in (tmp_path / "whole", parts):
         engine = TransformersEngine(folder)
-        done = engine.decode([Request(engine.prompt(QUESTION), 3)], temperature=1.0, max_tokens=30)
+        done = engine.decode([Request(engine.prompt(QUESTION), 3)], sampling=Sampling(1.0), max_tokens=30)
         told.append(done[0].tokens)
     assert told[0] == told[1]
 

@@ -50,18 +50,18 @@ def _tried(asked: dict[str, Any]) -> str:
 
 def _try(asked: dict[str, Any]) -> str:
     """Start vLLM on a pair with random weights, decode a token that needs both models, and score it."""
-    from salvage.engine.base import Intervention, Request
+    from salvage.engine.base import Intervention, Request, Sampling
     from salvage.engine.vllm import VllmEngine
 
     try:
         engine = VllmEngine(**asked, batch=2)
-        engine.cache()
+        engine._cache()
     except SalvageError:  # nothing of vLLM's: the start itself will say what to do
         return ""
     engine.load_format = "dummy"
     try:
         request = Request([0, 1], 0, intervention=Intervention("dense", mix=0))
-        (done,) = engine.decode([request], temperature=1.0, max_tokens=2)
+        (done,) = engine.decode([request], sampling=Sampling(1.0), max_tokens=2)
         engine.signals([request.prompt], [done.tokens], temperature=1.0, top_k_cov=2)
     except SalvageError as error:
         return str(error).removeprefix("vLLM refuses: ")[:_LONGEST]

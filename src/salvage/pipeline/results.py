@@ -188,7 +188,7 @@ def report(settings: Settings) -> None:
     panel(profiles, routed, REPORT / "failures.png")
     rescue_bars(rows, REPORT / "rescue.png")
     budget_curves(rows, REPORT / "budgets.png")
-    told: dict[str, Any] = {}
+    told: dict[str, Any] = {"truncated": schema.truncated(Path("data/rollouts"))}
     for path in filter(Path.exists, (studying.REGIMES, studying.METHODS)):
         told[path.stem] = _saved(path, f"salvage {path.stem}")
         study_report.pictures(told[path.stem], schema.read(tables.profiles, schema.PROFILES), REPORT)
