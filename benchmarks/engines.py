@@ -60,7 +60,9 @@ def main() -> None:
     tokens = 64 if lab else 32
     table = _problems(lab)
     plain = [
-        Request(mine.encode(prompt), seed_of(prompt, k)) for prompt in table["prompt"] for k in range(8 if lab else 1)
+        Request(mine.prompt({"prompt": prompt}), seed_of(prompt, k))
+        for prompt in table["prompt"]
+        for k in range(8 if lab else 1)
     ]
     figures = {"machine": _machine(), "decoding": _decoding(mine, theirs, pair, plain, tokens)}
     figures["scoring"] = _scoring(mine, theirs, pair, plain, tokens, lab)
@@ -326,7 +328,7 @@ def _tempered(log: dict[int, float]) -> dict[int, float]:
 
 def _parity(mine: VllmEngine, theirs: TransformersEngine, table: pd.DataFrame, tokens: int) -> dict[str, Any]:
     """Compare the engines on failures of the specialist: each operator and anchor, greedy and sampled."""
-    prompts = {row.problem_id: mine.encode(row.prompt) for row in table.itertuples()}
+    prompts = {row.problem_id: mine.prompt(row._asdict()) for row in table.itertuples()}
     keys = [(p, k) for p in prompts for k in range(8)]
     drawn = [Request(prompts[p], seed_of(p, k)) for p, k in keys]
     done = theirs.decode(drawn, sampling=SAMPLING, max_tokens=tokens)

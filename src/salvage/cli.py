@@ -339,7 +339,9 @@ def _study(name: str, given: list[str], trials: int, json: str, quiet: bool) -> 
 @app.command()
 def rescue(
     specialist: Annotated[str, typer.Option(help="The post-trained model: folder or hub name.")] = "",
-    ancestor: Annotated[str, typer.Option(help="The model that it was post-trained from.")] = "",
+    ancestor: Annotated[
+        str, typer.Option(help="The model that it was post-trained from; an adapter names its own.")
+    ] = "",
     cell: Annotated[str, typer.Option(help="A pair of params.yaml by name, in place of the two.")] = "",
     problems: Annotated[str, typer.Option(help="A problem file (JSONL) or set; a lab cell has held-out ones.")] = "",
     policy: Annotated[
@@ -419,7 +421,9 @@ def show(
 @app.command()
 def doctor(
     specialist: Annotated[str, typer.Option(help="One's own post-trained model: folder or hub name.")] = "",
-    ancestor: Annotated[str, typer.Option(help="The model that it was post-trained from.")] = "",
+    ancestor: Annotated[
+        str, typer.Option(help="The model that it was post-trained from; an adapter names its own.")
+    ] = "",
     problems: Annotated[str, typer.Option(help="A problem file (JSONL) or set: do its prompts fit?")] = "",
     engine: Annotated[str, typer.Option(help="What is to run the pair: vllm, transformers, or auto.")] = "auto",
     json: Annotated[str, typer.Option(help="Write what was found here as JSON.")] = "",
@@ -433,16 +437,18 @@ def doctor(
     from salvage.project import settings
     from salvage.tables import files
 
+    ancestor = ancestor or settings.adapter_base(specialist)
     if bool(specialist) != bool(ancestor):
         raise SalvageError("a pair is both: give --specialist and --ancestor")
+    loaded = settings.load()
     if specialist:
-        prompts = sets.load(problems)["prompt"].tolist() if problems else None
-        pairs = {Path(specialist).name: (specialist, ancestor, engine, prompts)}
+        rows = sets.load(problems).to_dict("records") if problems else None
+        pairs = {Path(specialist).name: (specialist, ancestor, engine, rows)}
     else:
-        pairs = {cell.name: (cell.specialist, cell.ancestor, cell.engine, None) for cell in settings.load().own}
+        pairs = {cell.name: (cell.specialist, cell.ancestor, cell.engine, None) for cell in loaded.own}
     console = Console()
     found: list[dict[str, Any]] = []
-    for section, finding in looking.doctor(pairs):
+    for section, finding in looking.doctor(pairs, loaded["vllm"]):
         looking.show(console, section, finding, first=not found or found[-1]["section"] != section)
         found.append({"section": section, **vars(finding)})
     if json:
@@ -465,7 +471,9 @@ def report(quiet: Quiet = False) -> None:
 def run(
     profile: Annotated[str, typer.Option(help="A profile of params.yaml: quick, default, full, own.")] = "",
     specialist: Annotated[str, typer.Option(help="One's own post-trained model: folder or hub name.")] = "",
-    ancestor: Annotated[str, typer.Option(help="The model that it was post-trained from.")] = "",
+    ancestor: Annotated[
+        str, typer.Option(help="The model that it was post-trained from; an adapter names its own.")
+    ] = "",
     problems: Annotated[str, typer.Option(help="A problem file (JSONL) or set.")] = "",
     engine: Annotated[str, typer.Option(help="vllm, transformers, or auto.")] = "",
     quiet: Quiet = False,

@@ -124,3 +124,11 @@ def test_case_35_another_kind_of_file_is_named(tmp_path: Path, data: bytes, told
         show.from_outcomes(file, "p1")
     with pytest.raises(SalvageError, match="is a folder"):
         show.from_outcomes(tmp_path, "p1")
+
+
+def test_of_a_long_chat_the_page_shows_the_system_prompt_and_the_question() -> None:
+    from salvage.reports import traces
+
+    told = traces._without_middle("[system]\n" + "a" * 3000 + "\n\n[user]\n6*7?")
+    assert told.startswith("[system]\naaa") and told.endswith("aaa\n\n[user]\n6*7?") and len(told) < 1600
+    assert traces._without_middle("[user]\n6*7?") == "[user]\n6*7?"

@@ -84,7 +84,7 @@ def test_retries_are_decoded_a_quarter_first_and_the_rest_for_what_still_fails()
     waves: list[list[tuple[str, int]]] = []
 
     class Shared:
-        encode = staticmethod(lambda prompt: [1])
+        prompt = staticmethod(lambda problem: [1])
         text = staticmethod(lambda tokens: "")
 
         def decode(self, requests: list[Any], **how: Any) -> list[Any]:
@@ -100,7 +100,8 @@ def test_retries_are_decoded_a_quarter_first_and_the_rest_for_what_still_fails()
 
     settings = type("S", (dict,), {"seed": 0})({"sample": asdict(Sampling(0.7, 0.9, 5)) | {"max_tokens": 9}})
     cell = SimpleNamespace(name="c")
-    _retry_ahead(Shared(), Judge(), cell, settings, [outcome("a"), outcome("b")], 9)  # type: ignore[arg-type]
+    problems = pd.DataFrame({"problem_id": ["a", "b"], "prompt": "?"})
+    _retry_ahead(Shared(), Judge(), cell, settings, [outcome("a"), outcome("b")], 9, problems)  # type: ignore[arg-type]
     assert waves == [[("a", 2), ("b", 2)], [("b", 7)]]
 
 

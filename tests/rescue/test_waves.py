@@ -43,8 +43,8 @@ class Told:
         self.how: list[dict[str, Any]] = []
         self.closed = 0
 
-    def encode(self, text: str) -> list[int]:
-        return [ord(c) for c in text]
+    def prompt(self, problem: dict[str, str]) -> list[int]:
+        return [ord(c) for c in problem["prompt"]]
 
     def text(self, tokens: list[int]) -> str:
         return " ".join(map(str, tokens))

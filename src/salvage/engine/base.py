@@ -122,8 +122,12 @@ class Engine(Protocol):
     context: int | None  # tokens that prompt and completion may have together; None: no bound known
     ends: list[int]  # tokens that end a completion
 
+    def prompt(self, problem: Mapping[str, Any]) -> list[int]:
+        """Return the token ids of a problem's prompt, a row of the problems table: plain text, or a chat."""
+        ...
+
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of a prompt or completion."""
+        """Return the token ids of a completion's text."""
         ...
 
     def text(self, tokens: list[int]) -> str:

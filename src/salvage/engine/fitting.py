@@ -32,20 +32,20 @@ def wanted(cell: Cell, settings: Settings) -> list[str]:
     return [name for name, section in FITTED.items() if settings[section][name] == "auto" and name not in own]
 
 
-def fitted(cell: Cell, settings: Settings, prompts: list[str]) -> Cell:
+def fitted(cell: Cell, settings: Settings, problems: list[dict[str, Any]]) -> Cell:
     """Return the cell with what is `auto` fitted to it; the same one where nothing is."""
     if not wanted(cell, settings):
         return cell
-    return replace(cell, own=(*cell.own, *fit(cell, settings, prompts).values.items()))
+    return replace(cell, own=(*cell.own, *fit(cell, settings, problems).values.items()))
 
 
-def fit(cell: Cell, settings: Settings, prompts: list[str], lengths: list[int] | None = None) -> Fit:
-    """Return what is `auto` for a cell, fitted to its models and prompts.
+def fit(cell: Cell, settings: Settings, problems: list[dict[str, Any]], lengths: list[int] | None = None) -> Fit:
+    """Return what is `auto` for a cell, fitted to its models and problems.
 
     Parameters
     ----------
-    prompts : list of str
-        Of its problems.
+    problems : list of dict
+        Rows of its problems table.
     lengths : list of int, optional
         Tokens of rollouts that are there already; without them a few problems are sampled first.
     """
@@ -55,7 +55,7 @@ def fit(cell: Cell, settings: Settings, prompts: list[str], lengths: list[int] |
     given = settings["sample"]["max_tokens"]
     with closing(open_engine(trial, settings, ancestor=False)) as opened:
         engine: Any = opened
-        encoded = [engine.encode(prompt) for prompt in prompts]
+        encoded = [engine.prompt(problem) for problem in problems]
         longest = max(map(len, encoded))
         room = engine.context - longest if engine.context else given
         bound = max(1, min(given, room))

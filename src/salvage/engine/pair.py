@@ -70,7 +70,7 @@ class Pair(torch.nn.Module):
                 hf_config=AutoConfig.from_pretrained(config.salvage_ancestor),
             )
             self.secondary_weights = [DefaultModelLoader.Source(config.salvage_ancestor, None, prefix="ancestor.")]
-        self.width = config.hidden_size
+        self.width = config.get_text_config().hidden_size
         self.hears = self.ancestor is not None  # False too while no request needs the ancestor: then it is not run
         self.heard: torch.Tensor | None = None  # the ancestor's logits, row for row those last returned
         _pairs[key_of(vllm_config)] = self

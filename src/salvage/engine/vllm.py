@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from salvage.engine.base import Completion, Request, Sampling
-from salvage.engine.checkpoint import cache_bytes, weight_bytes
+from salvage.engine.checkpoint import cache_bytes, saved, weight_bytes
 from salvage.engine.choice import chosen
 from salvage.engine.speaker import Speaker
 from salvage.engine.steering import Plan
@@ -79,10 +79,10 @@ class VllmEngine(Speaker):
         self.names = [str(name) for name in (specialist, ancestor) if name is not None]
         self.top_k_cov, self.batch, self.chunk, self.memory = top_k_cov, batch, chunk, memory
         # vLLM's own `auto` would silently halve float32
-        saved = str(getattr(self.configs[0], "dtype", None) or torch.float32).removeprefix("torch.")
-        self.dtype = saved if dtype == "auto" else dtype
+        self.dtype = str(saved(self.configs[0])).removeprefix("torch.") if dtype == "auto" else dtype
         self.tensor_parallel_size = tensor_parallel_size
         self.context = min([n for n in (self.context, max_model_len) if n], default=None)
+        self.load_format = "safetensors"  # never a pickle
         self._decoder: Any = None
         self._scorer: Any = None
         self._ending: list[finalize] = []
@@ -202,6 +202,7 @@ class VllmEngine(Speaker):
                     skip_tokenizer_init=True,
                     hf_overrides=overrides,
                     tensor_parallel_size=self.tensor_parallel_size,
+                    load_format=self.load_format,
                     max_model_len=self.context,
                     max_num_seqs=self.batch,
                     enforce_eager=not gpu(),

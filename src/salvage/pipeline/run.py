@@ -80,6 +80,7 @@ def own_pair(
     specialist: str | None, ancestor: str | None, problems: str | None, engine: str | None
 ) -> dict[str, Any] | None:
     """Return the entry of `cells` that one's own pair makes, None where no pair was given."""
+    ancestor = ancestor or settings.adapter_base(specialist or "")
     given = {"specialist": specialist, "ancestor": ancestor, "problems": problems}
     missing = [name for name, value in given.items() if not value]
     if len(missing) == len(given):

@@ -15,8 +15,15 @@ import numpy as np
 import pandas as pd
 
 from salvage.engine.base import Engine, Request, Sampling, seed_of
-from salvage.engine.choice import chosen
-from salvage.engine.opening import admit, engine_mark, from_generation_config, open_engine, settled
+from salvage.engine.opening import (
+    admit,
+    engine_mark,
+    engine_of,
+    from_generation_config,
+    open_engine,
+    settled,
+    weights,
+)
 from salvage.errors import SalvageError
 from salvage.lab.problems import lab_problems
 from salvage.method import facts, features, operators, profiles
@@ -114,8 +121,8 @@ def _sample(cell: Cell, settings: Settings) -> bool:
         cell.name,
         settings.seed,
         values,
-        engine_mark(cell, settings),
-        files=[Path(cell.specialist), problem_file(cell.problems)],
+        engine_mark(cell, settings, table),
+        files=[*weights(cell, ancestor=False), problem_file(cell.problems)],
         code=["engine", "problems/verifiers.py", "lab/task.py"],
     )
     path = DATA / "rollouts" / cell.file
@@ -127,7 +134,7 @@ def _sample(cell: Cell, settings: Settings) -> bool:
         def make(rows: pd.DataFrame) -> pd.DataFrame:
             keys = [(p, k) for p in rows["problem_id"] for k in range(values["rollouts"])]
             seeds = [seed_of(settings.seed, cell.name, p, "sample", k) for p, k in keys]
-            prompts = dict(zip(rows["problem_id"], map(engine.encode, rows["prompt"]), strict=True))
+            prompts = _prompts(engine, rows)
             done = engine.decode(
                 [Request(prompts[p], s) for (p, _), s in zip(keys, seeds, strict=True)],
                 sampling=Sampling.of(values),
@@ -193,18 +200,19 @@ def _why(settings: Settings) -> str:
 def _featurize(cell: Cell, settings: Settings) -> bool:
     values, temperature = settings["featurize"], settings["sample"]["temperature"]
     source = DATA / "rollouts" / cell.file
-    files = [source, problem_file(cell.problems), Path(cell.specialist), Path(cell.ancestor)]
-    about = [values, temperature, engine_mark(cell, settings)]
+    table = schema.read(problem_file(cell.problems), schema.PROBLEMS)
+    files = [source, problem_file(cell.problems), *weights(cell, ancestor=True)]
+    about = [values, temperature, engine_mark(cell, settings, table)]
     mark = shards.fingerprint(about, files=files, code=["engine", "method/features.py"])
     path, features_path = DATA / "signals" / cell.file, DATA / "features" / cell.file
     if schema.fingerprint(path) == schema.fingerprint(features_path) == mark:
         return False
-    table = schema.read(problem_file(cell.problems), schema.PROBLEMS).set_index("problem_id")
     failed = schema.read(source, schema.ROLLOUTS).query("not correct")
     if failed.empty:
         raise SalvageError(f"{source}: cell {cell.name!r} has no failed rollout; give it harder problems or drop it")
     with closing(open_engine(cell, settings, ancestor=True)) as engine:
-        failed, spans = _counting(engine, failed, table["prompt"], values)
+        prompts = _prompts(engine, table)
+        failed, spans = _counting(engine, failed, prompts, values)
         if failed.empty:
             raise SalvageError(
                 f"{source}: cell {cell.name!r}: every failed rollout is left out ({_why(settings)}); raise "
@@ -213,7 +221,7 @@ def _featurize(cell: Cell, settings: Settings) -> bool:
 
         def make(rows: pd.DataFrame) -> pd.DataFrame:
             signals = engine.signals(
-                [engine.encode(table.loc[p, "prompt"]) for p in rows["problem_id"]],
+                [prompts[p] for p in rows["problem_id"]],
                 [list(map(int, t)) for t in rows["tokens"]],
                 temperature=temperature,
                 top_k_cov=values["top_k_cov"],
@@ -228,7 +236,7 @@ def _featurize(cell: Cell, settings: Settings) -> bool:
 
 
 def _counting(
-    engine: Engine, failed: pd.DataFrame, prompts: pd.Series, values: dict[str, Any]
+    engine: Engine, failed: pd.DataFrame, prompts: dict[str, list[int]], values: dict[str, Any]
 ) -> tuple[pd.DataFrame, np.ndarray | None]:
     """Return the failed rollouts that features are taken of, and where the part that counts begins and ends in each."""
     if values["truncated"] == "leave out" and "truncated" in failed:
@@ -236,7 +244,7 @@ def _counting(
     if values["part"] == "both":
         return failed, None
     pairs = zip(failed["problem_id"], failed["tokens"], strict=True)
-    spans = [engine.span(engine.encode(prompts[p]), list(map(int, t)), values["part"]) for p, t in pairs]
+    spans = [engine.span(prompts[p], list(map(int, t)), values["part"]) for p, t in pairs]
     found = np.array(spans, np.int64).reshape(-1, 2)
     there = found[:, 0] < found[:, 1]
     return failed[there], found[there]
@@ -271,6 +279,7 @@ def _combinations(cell: Cell, settings: Settings) -> list[tuple[str, str, str, i
 def _intervene(cell: Cell, settings: Settings) -> bool:
     values, sampling = settings["intervene"], settings["sample"]
     wanted = _combinations(cell, settings)
+    table = schema.read(problem_file(cell.problems), schema.PROBLEMS)
     sources = [DATA / name / cell.file for name in ("rollouts", "signals", "features")]
     mark = shards.fingerprint(
         cell.name,
@@ -279,16 +288,15 @@ def _intervene(cell: Cell, settings: Settings) -> bool:
         sampling,
         wanted,
         settings["featurize"]["top_k_cov"],
-        engine_mark(cell, settings),
-        files=[*sources, problem_file(cell.problems), Path(cell.specialist), Path(cell.ancestor)],
+        engine_mark(cell, settings, table),
+        files=[*sources, problem_file(cell.problems), *weights(cell, ancestor=True)],
         code=["engine", "method/operators.py", "problems/verifiers.py", "lab/task.py"],
     )
     path = DATA / "attempts" / cell.file
     if schema.fingerprint(path) == mark:
         return False
     with closing(open_engine(cell, settings, ancestor=True)) as engine:
-        table = schema.read(problem_file(cell.problems), schema.PROBLEMS)
-        prompts = dict(zip(table["problem_id"], map(engine.encode, table["prompt"]), strict=True))
+        prompts = _prompts(engine, table)
         rollouts, signals, scored = (
             schema.read(source, kind)
             for source, kind in zip(sources, (schema.ROLLOUTS, schema.SIGNAL_ROWS, schema.FEATURE_ROWS), strict=True)
@@ -372,8 +380,7 @@ def profile(settings: Settings, *, quiet: bool = False) -> int:
 
 
 def _each_cell(stage: str, work: Callable[..., bool], settings: Settings, folders: list[str], quiet: bool) -> int:
-    for name in sorted({c.engine for c in settings.cells}):
-        engine, why = chosen(name)
+    for engine, why in sorted({engine_of(c, settings.of(c)) for c in settings.cells}):
         if not quiet:
             print(f"{stage}: engine {engine} ({why})", flush=True)
     worked = each(stage, work, {c.name: (c, settled(c, settings)) for c in settings.cells}, quiet=quiet)
@@ -387,6 +394,10 @@ def _drop_others(folder: Path, names: set[str]) -> None:
     for path in folder.glob("*"):
         if path.name not in names and path.name != ".gitignore":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _prompts(engine: Engine, problems: pd.DataFrame) -> dict[str, list[int]]:
+    return {str(problem["problem_id"]): engine.prompt(problem) for problem in problems.to_dict("records")}
 
 
 def _pieces(table: pd.DataFrame, size: int | None = None) -> list[Any]:

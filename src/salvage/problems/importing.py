@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from salvage.problems import chat
 from salvage.problems.formats import Record
-from salvage.problems.sets import problem
+from salvage.problems.sets import as_table, problem
 from salvage.problems.verifiers import verify
 from salvage.tables import schema
 from salvage.tables.jsonl import Line
@@ -105,7 +106,7 @@ def file_problems(records: list[Record], verifier_name: str = "exact") -> pd.Dat
             record.line.refuse(
                 f"problem {row['problem_id']!r} has another prompt or target than before; drop one of the lines"
             )
-    return schema.check(pd.DataFrame(rows.values()), schema.PROBLEMS, records[0].line.path)
+    return as_table(list(rows.values()), records[0].line.path)
 
 
 def _as_problem(record: Record, verifier_name: str) -> Line:
@@ -132,7 +133,7 @@ def _id(prompt: Any) -> str:
 def _placed(records: list[Record], problems: pd.DataFrame) -> list[Record]:
     """Return the records with the problem of each."""
     known = dict.fromkeys(problems["problem_id"])
-    by_prompt: dict[str, str] = dict(zip(problems["prompt"], problems["problem_id"], strict=True))
+    by_prompt = {chat.question(row): str(row["problem_id"]) for row in problems.to_dict("records")}
     return [replace(record, problem_id=_problem_of(record, known, by_prompt)) for record in records]
 
 

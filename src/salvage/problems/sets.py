@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as arrow
+import pyarrow.parquet as parquet
 
 from salvage.errors import SalvageError
-from salvage.problems import hub
+from salvage.problems import chat, hub
 from salvage.problems.code import check_tests
 from salvage.problems.verifiers import check_answer, reasoning_gym_entry, reasoning_gym_scorer, verifier
 from salvage.tables import schema
@@ -78,8 +80,36 @@ def _loaded(spec: str, options: dict[str, str]) -> pd.DataFrame:
             raise SalvageError(f"{spec!r} is not reasoning_gym:NAME:SIZE:SEED with two whole numbers; correct it")
         return from_reasoning_gym(parts[1], int(parts[2]), int(parts[3]))
     if is_table:
-        return schema.read(spec, schema.PROBLEMS)
+        return _from_table(spec)
     return from_jsonl(spec)
+
+
+def _from_table(path: str) -> pd.DataFrame:
+    """Read a problems table; its `messages`, if any, as JSON text or as lists, with `prompt` or without."""
+    try:
+        table = parquet.read_table(path) if "messages" in parquet.read_schema(path).names else None
+    except (OSError, arrow.ArrowInvalid):
+        table = None  # reading it as a table says what is wrong
+    if table is None:
+        return schema.read(path, schema.PROBLEMS)
+    rows = chat.without_nulls(table.to_pylist())
+    for i, row in enumerate(rows):
+        try:
+            row |= _chat(row)
+        except SalvageError as error:
+            raise SalvageError(f"{path}: row {i}: {error}") from error
+    return schema.check(pd.DataFrame(rows), schema.PROBLEMS, path)
+
+
+def _chat(fields: dict[str, Any]) -> dict[str, str]:
+    """Return `messages` as the problems table has it, and for a chat the `prompt` that goes with it."""
+    messages = chat.chat(fields)
+    if not messages:
+        return {"messages": ""}
+    told = chat.readable(messages)
+    if fields.get("prompt") not in (None, "", told):
+        raise SalvageError("columns 'prompt' and 'messages' are both given; keep the one that the models are to get")
+    return {"messages": messages, "prompt": told}
 
 
 def from_jsonl(path: str | Path) -> pd.DataFrame:
@@ -88,9 +118,9 @@ def from_jsonl(path: str | Path) -> pd.DataFrame:
     Parameters
     ----------
     path : str or Path
-        One object a line: `problem_id` (text or whole number), `prompt` (text), `answer` (text or number), and where
-        wanted `task` (default: the file's name), `verifier` (default: ``exact``) and `metadata` (an object). Other
-        fields are passed over.
+        One object a line: `problem_id` (text or whole number), `prompt` (text) or `messages` (a chat, see
+        `salvage.problems.chat`), `answer` (text or number), and where wanted `task` (default: the file's name),
+        `verifier` (default: ``exact``) and `metadata` (an object). Other fields are passed over.
 
     Returns
     -------
@@ -117,7 +147,15 @@ def from_lines(lines: Iterable[Line], where: str | Path) -> pd.DataFrame:
                 f"column 'problem_id': {row['problem_id']!r} stands in {kind} {first} already; rename or drop one"
             )
         rows.append(row)
-    return schema.check(pd.DataFrame(rows), schema.PROBLEMS, where)
+    return as_table(rows, where)
+
+
+def as_table(rows: list[dict[str, str]], where: str | Path) -> pd.DataFrame:
+    """Return rows as a problems table; one of plain prompts alone has no column `messages`."""
+    table = pd.DataFrame(rows)
+    if not any(row["messages"] for row in rows):
+        table = table.drop(columns="messages")
+    return schema.check(table, schema.PROBLEMS, where)
 
 
 def problem(line: Line) -> dict[str, str]:
@@ -126,13 +164,18 @@ def problem(line: Line) -> dict[str, str]:
     if isinstance(line.fields.get("problem_id"), float):
         line.refuse(f"column 'problem_id' is {line.fields['problem_id']}; give a text or a whole number")
     name = line.text("verifier", default="exact")
+    try:
+        asked = _chat(line.fields)
+    except SalvageError as error:
+        line.refuse(str(error), error)
     row = {
         "problem_id": line.text("problem_id", numbers=True),
         "task": line.text("task", default=line.path.stem),
-        "prompt": line.text("prompt"),
+        "prompt": asked.get("prompt") or line.text("prompt"),
         "answer": line.text("answer", numbers=True, empty=True),
         "verifier": name,
         "metadata": _metadata(line),
+        "messages": asked["messages"],
     }
     try:
         verifier(name)
@@ -148,7 +191,8 @@ def problem(line: Line) -> dict[str, str]:
 
 def _refuse_misspelt(line: Line) -> None:
     # `verifer` would else be passed over, and every answer judged by the default
-    for column in OPTIONAL:
+    optional = OPTIONAL if "prompt" in line.fields else [*OPTIONAL, *chat.FIELDS]
+    for column in optional:
         if column not in line.fields and (close := difflib.get_close_matches(column, line.fields, 1, cutoff=0.85)):
             line.refuse(f"column {close[0]!r} is not known; did you mean {column!r}?")
 

@@ -66,7 +66,7 @@ class Profile(Section):
 class CellEntry(Section):
     name: Name
     specialist: Name
-    ancestor: Name
+    ancestor: str = ""  # of an adapter, its base
     problems: Name
     method: Name = "unknown"
     seed: Some = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -16,6 +17,7 @@ from salvage.tables.names import file_stem
 PARAMS = Path("params.yaml")
 DATA = Path("data")
 MODELS = DATA / "models"
+CACHE = DATA / "cache"  # what can be made again at any time
 LAB_PROBLEMS = "lab"
 FITTED = {"max_tokens": "sample", "batch": "sample", "top_k_cov": "featurize", "warmup": "intervene"}  # a cell may say
 NO_LAB: dict[str, Any] = {"lab": {"families": [], "seeds": {}, "ancestors": 0, "steps": {}}}
@@ -201,14 +203,15 @@ def _tasks(specs: list[str]) -> dict[str, str]:
 
 
 def _own_cell(path: Path, i: int, entry: dict[str, Any], tasks: dict[str, str]) -> Cell:
+    ancestor = entry.get("ancestor") or adapter_base(str(entry.get("specialist") or ""))
     for key in ("name", "specialist", "ancestor", "problems"):
-        if not entry.get(key):
+        if not (ancestor if key == "ancestor" else entry.get(key)):
             raise SalvageError(f"{path}: cells[{i}] has no {key!r}; a cell needs name, specialist, ancestor, problems")
     name = str(entry["name"])
     return Cell(
         name=name if "|" in name else f"{name}|{tasks[str(entry['problems'])]}",
         specialist=str(entry["specialist"]),
-        ancestor=str(entry["ancestor"]),
+        ancestor=str(ancestor),
         problems=str(entry["problems"]),
         method=str(entry.get("method", "unknown")),
         seed=int(entry.get("seed", 0)),
@@ -217,6 +220,26 @@ def _own_cell(path: Path, i: int, entry: dict[str, Any], tasks: dict[str, str]) 
         rollouts=str(entry.get("rollouts", "")),
         own=tuple((name, entry[name]) for name in FITTED if entry.get(name) is not None),
     )
+
+
+def adapter_base(specialist: str) -> str:
+    """Return the base that an adapter was trained on, as its folder says; empty where it is none.
+
+    Raises
+    ------
+    SalvageError
+        Where the folder does not say.
+    """
+    path = Path(specialist) / "adapter_config.json"
+    if not path.exists():
+        return ""
+    try:
+        base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        base = None
+    if not isinstance(base, str) or not base:
+        raise SalvageError(f"{path} does not name the model that it was trained on (base_model_name_or_path); add it")
+    return base
 
 
 def problem_file(spec: str) -> Path:

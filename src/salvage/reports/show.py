@@ -79,12 +79,14 @@ def from_tables(settings: Settings, problem_id: str, cell_name: str = "", rollou
             ("features", schema.FEATURE_ROWS),
         )
     )
-    problem = schema.read(problem_file(cell.problems), schema.PROBLEMS).set_index("problem_id").loc[problem_id]
+    problem = (
+        schema.read(problem_file(cell.problems), schema.PROBLEMS).set_index("problem_id", drop=False).loc[problem_id]
+    )
     tokens = [int(t) for t in rollouts["tokens"]]
     failed = operators.FailedRollout(tokens, int(features["junction"]), np.zeros(len(tokens)))
     temperature = settings["sample"]["temperature"]
     with closing(open_engine(cell, settings, ancestor=True)) as engine:
-        (look,) = looks(engine, [(engine.encode(problem["prompt"]), failed, signals["j"])], temperature)
+        (look,) = looks(engine, [(engine.prompt(problem), failed, signals["j"])], temperature)
     return {
         "cell": cell.name,
         "problem_id": problem_id,

@@ -113,8 +113,9 @@ class Shared:
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.context = engine, engine.context
-        self.encode, self.text, self.alternatives = engine.encode, engine.text, engine.alternatives
-        self.ends, self.span, self.close = engine.ends, engine.span, engine.close
+        self.prompt, self.encode, self.text = engine.prompt, engine.encode, engine.text
+        self.ends, self.span = engine.ends, engine.span
+        self.alternatives, self.close = engine.alternatives, engine.close
         self._decoded: dict[int, Completion] = {}
         self._scored: dict[tuple[int, ...], dict[str, np.ndarray]] = {}
 
@@ -168,7 +169,7 @@ def _compare(
         sampled = {o.problem_id: o for o in run(None, Budget(1))}
         failed = [o for o in sampled.values() if o.status != SOLVED]
         worth = float(np.mean([o.model_tokens for o in failed or sampled.values()]))  # a retry: of what fails
-        _retry_ahead(shared, judge, cell, settings, failed, max(budgets) + MORE)
+        _retry_ahead(shared, judge, cell, settings, failed, max(budgets) + MORE, problems)
         shown = [name for name, arm in arms.items() if arm is not None][-1:]
         rows = []
         # the arm that is shown comes first, while its attempts still take the time they take
@@ -185,20 +186,25 @@ def _compare(
 
 
 def _retry_ahead(
-    shared: Shared, judge: Judge, cell: Cell, settings: Settings, failed: list[Outcome], most: int
+    shared: Shared,
+    judge: Judge,
+    cell: Cell,
+    settings: Settings,
+    failed: list[Outcome],
+    most: int,
+    problems: pd.DataFrame,
 ) -> None:
     """Decode retries several at a time: an arm asks for one a wave, and few problems make a small, slow batch."""
     sampling, max_tokens = Sampling.of(settings["sample"]), settings["sample"]["max_tokens"]
+    prompts = {p["problem_id"]: shared.prompt(p) for p in problems.to_dict("records")}
+    ids = [o.problem_id for o in failed]
     for low, high in ((0, most // 4), (most // 4, most)):
-        keys = [
-            (o, seed_of(settings.seed, cell.name, o.problem_id, RETRY, k)) for o in failed for k in range(low, high)
-        ]
-        done = shared.decode(
-            [Request(shared.encode(o.prompt), seed) for o, seed in keys], sampling=sampling, max_tokens=max_tokens
-        )
-        verdicts = judge.verify([o.problem_id for o, _ in keys], [shared.text(c.tokens) for c in done])
-        solved = {o.problem_id for (o, _), verdict in zip(keys, verdicts, strict=True) if verdict.correct}
-        failed = [o for o in failed if o.problem_id not in solved]
+        keys = [(p, seed_of(settings.seed, cell.name, p, RETRY, k)) for p in ids for k in range(low, high)]
+        asked = [Request(prompts[p], seed) for p, seed in keys]
+        done = shared.decode(asked, sampling=sampling, max_tokens=max_tokens)
+        verdicts = judge.verify([p for p, _ in keys], [shared.text(c.tokens) for c in done])
+        solved = {p for (p, _), verdict in zip(keys, verdicts, strict=True) if verdict.correct}
+        ids = [p for p in ids if p not in solved]
 
 
 def _row(outcome: Outcome, arm: str, budget: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from salvage.engine import fitting
-from salvage.engine.opening import engine_mark, open_engine, settled
+from salvage.engine.opening import engine_mark, open_engine, settled, weights
 from salvage.errors import SalvageError
 from salvage.policies.fitted import Fitted
 from salvage.problems import sets as problem_sets
@@ -345,7 +345,7 @@ def rescue(
     """
     settings = settings or params.load()
     table = problem_sets.load(problems) if isinstance(problems, str) else problems
-    cell = fitting.fitted(cell, settings, table["prompt"].tolist())
+    cell = fitting.fitted(cell, settings, table.to_dict("records"))
     settings = settled(cell, settings)
     fitted = policy_uri.load(policy) if isinstance(policy, str) else policy
     first = int(settings["rescue"]["rollouts"])
@@ -376,10 +376,10 @@ def fingerprint(cell: Cell, problems: pd.DataFrame, settings: Settings, *parts: 
         cell.name,
         settings.seed,
         [settings[name] for name in ("sample", "featurize", "intervene", "rescue")],
-        engine_mark(cell, settings),
+        engine_mark(cell, settings, problems),
         problems.to_dict("list"),
         *parts,
-        files=[Path(cell.specialist), Path(cell.ancestor)],
+        files=weights(cell, ancestor=True),
         code=[*CODE, *code],
     )
 

@@ -98,7 +98,7 @@ class Waves:
         mark: str = "",
     ) -> None:
         self.problems, self.settings, self.cell, self.look = problems, settings, cell, look
-        self.prompts = dict(zip(problems["problem_id"], problems["prompt"], strict=True))
+        self.rows = {row["problem_id"]: row for row in problems.to_dict("records")}
         self._open_engine, self._record = open_engine, record
         self._engine: Engine | None = None
         self._judge, self._own_judge = judge, judge is None
@@ -168,7 +168,7 @@ class Waves:
         return results
 
     def _request(self, engine: Engine, t: Try) -> Request:
-        prompt = engine.encode(self.prompts[t.problem_id])
+        prompt = engine.prompt(self.rows[t.problem_id])
         if t.scored is None:  # a first rollout, or a retry that needs nothing of the failure
             seed = seed_of(self.settings.seed, self.cell, t.problem_id, t.operator, t.attempt)
             return Request(prompt, seed)
@@ -195,14 +195,14 @@ class Waves:
             rollouts = [tokens for tokens in rollouts if tokens[-1] in engine.ends]
         if values["part"] == "both":
             return rollouts
-        prompt = engine.encode(self.prompts[problem_id])
+        prompt = engine.prompt(self.rows[problem_id])
         spans = [engine.span(prompt, tokens, values["part"]) for tokens in rollouts]
         return [tokens for tokens, (start, end) in zip(rollouts, spans, strict=True) if start < end]
 
     def _score(self, engine: Engine, ids: list[str], rollouts: list[list[list[int]]]) -> list[dict[str, Any]]:
         """Score the failed rollouts of each problem with both models."""
         values, temperature = self.settings["featurize"], self.settings["sample"]["temperature"]
-        prompts = {p: engine.encode(self.prompts[p]) for p in ids}
+        prompts = {p: engine.prompt(self.rows[p]) for p in ids}
         flat = [(p, k, tokens) for p, some in zip(ids, rollouts, strict=True) for k, tokens in enumerate(some)]
         signals = engine.signals(
             [prompts[p] for p, _, _ in flat],

@@ -37,6 +37,9 @@ PROBLEMS = _table(
         "answer": pa.Column(str),
         "verifier": pa.Column(str),
         "metadata": pa.Column(str),  # JSON that the verifier may need (reasoning-gym's entry)
+        # JSON of a chat's messages, tools and template keywords, empty where the prompt is plain; `prompt` is then what
+        # a person reads. Only a set with a chat in it has the column.
+        "messages": pa.Column(str, required=False),
     },
     key=["problem_id"],
 )
@@ -173,12 +176,13 @@ def check(table: pd.DataFrame, schema: pa.DataFrameSchema, where: str | Path) ->
     SalvageError
         Naming the table, the row (0 is the first) and the column of the first offence.
     """
-    columns = [name for name, column in schema.columns.items() if column.required or name in table.columns]
-    missing = [name for name in columns if name not in table.columns]
+    needed = _needed(schema)
+    missing = [name for name in needed if name not in table.columns]
     if missing:
-        told = f"{where}: column {missing[0]!r} is missing; it needs the columns {', '.join(columns)}"
-        kind = next((name for name, other in KINDS.items() if set(other.columns) <= set(table.columns)), "")
+        told = f"{where}: column {missing[0]!r} is missing; it needs the columns {', '.join(needed)}"
+        kind = next((name for name, other in KINDS.items() if set(_needed(other)) <= set(table.columns)), "")
         raise SalvageError(f"{told}; it seems to be the table of {kind}" if kind else told)
+    columns = [name for name in schema.columns if name in table.columns]
     _refuse_fractions(table, schema, where)
     try:
         return schema.validate(table[columns].reset_index(drop=True))
@@ -186,6 +190,10 @@ def check(table: pd.DataFrame, schema: pa.DataFrameSchema, where: str | Path) ->
         raise SalvageError(f"{where}: {_first_offence(errors.schema_errors[0])}") from None
     except pa.errors.SchemaError as error:
         raise SalvageError(f"{where}: {_first_offence(error)}") from None
+
+
+def _needed(schema: pa.DataFrameSchema) -> list[str]:
+    return [name for name, column in schema.columns.items() if column.required]
 
 
 def _refuse_fractions(table: pd.DataFrame, schema: pa.DataFrameSchema, where: str | Path) -> None:
