@@ -26,6 +26,7 @@ from salvage.tables import schema, shards, vocabulary
 
 LAB = ["lab/task.py", "lab/ancestors.py", "lab/specialists.py"]  # what a lab model is made by
 SHARD = 200  # problems a shard: enough for full batches, few enough to lose little
+FIRST = 16  # problems in the first of one's own: a run of hours has something to show in minutes
 
 
 # ------------------------------------------------------------------ lab, problems
@@ -98,7 +99,7 @@ def _sample(cell: Cell, settings: Settings) -> bool:
         settings.seed,
         values,
         engine_mark(cell, settings),
-        files=[Path(cell.specialist), problem_file(cell.problems)],
+        files=[Path(cell.specialist), problem_file(cell.problems), *sets.verifier_files(table)],
         code=["engine", "problems/verifiers.py", "lab/task.py"],
     )
     path = DATA / "rollouts" / cell.file
@@ -130,7 +131,7 @@ def _sample(cell: Cell, settings: Settings) -> bool:
                 }
             )
 
-        return shards.build(path, schema.ROLLOUTS, mark, _pieces(table), make)
+        return shards.build(path, schema.ROLLOUTS, mark, _pieces(table, SHARD, cell), make)
 
 
 def _take_imported(cell: Cell) -> bool:
@@ -182,7 +183,7 @@ def _featurize(cell: Cell, settings: Settings) -> bool:
             columns = {name: [s[name].astype("float32") for s in signals] for name in vocabulary.SIGNALS}
             return pd.DataFrame({**{k: rows[k].to_numpy() for k in ("cell", "problem_id", "rollout")}, **columns})
 
-        worked = shards.build(path, schema.SIGNAL_ROWS, mark, _pieces(failed, 10 * SHARD), make)
+        worked = shards.build(path, schema.SIGNAL_ROWS, mark, _pieces(failed, 10 * SHARD, cell), make)
         scored = features.rollout_features(schema.read(path, schema.SIGNAL_ROWS), values["window"])
         schema.write(scored, schema.FEATURE_ROWS, features_path, mark)
         return worked
@@ -218,6 +219,8 @@ def _intervene(cell: Cell, settings: Settings) -> bool:
     values, sampling = settings["intervene"], settings["sample"]
     wanted = _combinations(cell, settings)
     sources = [DATA / name / cell.file for name in ("rollouts", "signals", "features")]
+    table = schema.read(problem_file(cell.problems), schema.PROBLEMS)
+    models = [Path(cell.specialist), Path(cell.ancestor)]
     mark = shards.fingerprint(
         cell.name,
         settings.seed,
@@ -226,14 +229,13 @@ def _intervene(cell: Cell, settings: Settings) -> bool:
         wanted,
         settings["featurize"]["top_k_cov"],
         engine_mark(cell, settings),
-        files=[*sources, problem_file(cell.problems), Path(cell.specialist), Path(cell.ancestor)],
+        files=[*sources, problem_file(cell.problems), *models, *sets.verifier_files(table)],
         code=["engine", "method/operators.py", "problems/verifiers.py", "lab/task.py"],
     )
     path = DATA / "attempts" / cell.file
     if schema.fingerprint(path) == mark:
         return False
     with closing(open_engine(cell, settings, ancestor=True)) as engine:
-        table = schema.read(problem_file(cell.problems), schema.PROBLEMS)
         prompts = dict(zip(table["problem_id"], map(engine.encode, table["prompt"]), strict=True))
         rollouts, signals, scored = (
             schema.read(source, kind)
@@ -282,8 +284,7 @@ def _intervene(cell: Cell, settings: Settings) -> bool:
                 }
             )
 
-        pieces = [found[i : i + SHARD // 2] for i in range(0, len(found), SHARD // 2)]
-        return shards.build(path, schema.ATTEMPTS, mark, pieces, make)
+        return shards.build(path, schema.ATTEMPTS, mark, _pieces(found, SHARD // 2, cell), make)
 
 
 # ------------------------------------------------------------------ profile
@@ -335,6 +336,9 @@ def _drop_others(folder: Path, names: set[str]) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _pieces(table: pd.DataFrame, size: int | None = None) -> list[Any]:
-    size = size or SHARD
-    return [table.iloc[i : i + size] for i in range(0, len(table), size)]
+def _pieces(rows: pd.DataFrame | list[Any], size: int, cell: Cell) -> list[Any]:
+    """Cut what a shard is made from into the pieces of one each."""
+    first = size if cell.problems == LAB_PROBLEMS else max(1, size * FIRST // SHARD)
+    ends = [*range(first, len(rows), size), len(rows)] if len(rows) else []
+    parts = rows.iloc if isinstance(rows, pd.DataFrame) else rows
+    return [parts[start:end] for start, end in zip([0, *ends], ends, strict=False)]

@@ -1,4 +1,4 @@
-"""MLflow's store in a project that was moved: it names artifacts by the folder that the project had, and this mends it."""
+"""MLflow's store in a project that was moved: it names artifacts by the folder that the project had; this mends it."""
 
 from __future__ import annotations
 
@@ -55,9 +55,10 @@ def _mend(database: sqlite3.Connection, folder: Path) -> None:
         old = there.parents[1]
         if not here.exists() and old.exists():
             continue
-        if not here.exists() and database.execute(
-            "SELECT 1 FROM logged_models WHERE experiment_id = ?", (number,)
-        ).fetchone():
+        if (
+            not here.exists()
+            and database.execute("SELECT 1 FROM logged_models WHERE experiment_id = ?", (number,)).fetchone()
+        ):
             raise SalvageError(
                 f"the models of earlier runs were kept in {there}, which is gone; bring it back, "
                 f"or put its {RUNS} folder here ({folder / RUNS})"

@@ -6,9 +6,12 @@ import re
 
 ELSEWHERE = "correct MLFLOW_TRACKING_URI (unset: mlflow.db here)"
 LONGEST = 300  # characters of what MLflow says
-# What MLflow, its server or a database says, and what to do; the first that fits. {uri} is the store, without a password.
+# What MLflow, its server or a database says, and what to do; the first that fits. {uri} is the store.
 ADVICE = (
-    (r"out-of-date database schema", "back it up and run: mlflow db upgrade {uri}; or install the MLflow that wrote it"),
+    (
+        r"out-of-date database schema",
+        "back it up and run: mlflow db upgrade {uri}; or install the MLflow that wrote it",
+    ),
     (
         r"deleted experiment|in the 'deleted' state",
         "restore it (mlflow experiments search --view deleted_only, then mlflow experiments restore), "
@@ -19,7 +22,7 @@ ADVICE = (
     (r"Experiment.* does not exist|No Experiment with id", "correct or unset MLFLOW_EXPERIMENT_ID"),
     (r"MLFLOW_EXPERIMENT_ID", "set MLFLOW_EXPERIMENT_NAME or MLFLOW_EXPERIMENT_ID, not both"),
     (
-        r"\b40[13]\b|not authenticated|[Uu]nauthorized|[Ff]orbidden|Permission denied|PERMISSION_DENIED|UNAUTHENTICATED",
+        r"\b40[13]\b|not authenticated|[Uu]nauthorized|[Ff]orbidden|PERMISSION_DENIED|UNAUTHENTICATED",
         "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, to one that may write",
     ),
     (r"password authentication failed|Access denied for user", "correct user and password in MLFLOW_TRACKING_URI"),

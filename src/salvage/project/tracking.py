@@ -95,6 +95,8 @@ def connect() -> None:
     """
     for name in ("mlflow", "alembic"):  # a new store's migrations are told line by line
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.utils.git_utils").setLevel(logging.ERROR)  # git need not be there
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     uri = os.environ.get("MLFLOW_TRACKING_URI") or STORE
     moved.follow(uri, Path.cwd())
@@ -107,7 +109,7 @@ def connect() -> None:
             os.environ["MLFLOW_EXPERIMENT_ID"] = given
 
 
-def _experiment() -> dict[str, str]:
+def _experiment() -> dict[str, Any]:
     """Return the experiment: that of the run which is open already, or that which the environment names, or ours."""
     opened = os.environ.get(PARENT) or os.environ.get("MLFLOW_RUN_ID")  # `mlflow run` opens it wherever it was told
     if opened:
@@ -172,7 +174,7 @@ def stage_run(name: str, params: dict[str, Any], reads: list[Path], writes: list
 
 
 def _not_taken(params: dict[str, Any], taken: dict[str, str]) -> dict[str, Any]:
-    """Call settings `params.NAME` where the run has another parameter of that name: an entry point's, by `mlflow run`."""
+    """Call a setting `params.NAME` where the run has that name otherwise: `mlflow run` logs an entry point's."""
     return {
         f"params.{name}" if taken.get(name, str(value)) != str(value) else name: value for name, value in params.items()
     }

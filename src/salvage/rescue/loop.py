@@ -384,7 +384,7 @@ def fingerprint(cell: Cell, problems: pd.DataFrame, settings: Settings, *parts: 
         engine_mark(cell, settings),
         problems.to_dict("list"),
         *parts,
-        files=[Path(cell.specialist), Path(cell.ancestor)],
+        files=[Path(cell.specialist), Path(cell.ancestor), *problem_sets.verifier_files(problems)],
         code=[*CODE, *code],
     )
 

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from importlib.util import find_spec
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +101,22 @@ def build(
         if schema.fingerprint(path) == mark:
             return False
         folder = SHARDS / path.parent.name / path.stem / mark
-        for i, piece in enumerate(pieces):
-            shard = folder / f"{i:05d}.parquet"
+        ends = list(accumulate(map(len, pieces)))  # in the name, so that one of pieces cut otherwise is not taken
+        files = [folder / f"{i:05d}-{end:07d}.parquet" for i, end in enumerate(ends)]
+        for shard, piece in zip(files, pieces, strict=True):
             if not shard.exists():
                 schema.write(make(piece), table, shard, mark)
-        tables = [schema.read(folder / f"{i:05d}.parquet", table) for i in range(len(pieces))]
+        tables = [schema.read(shard, table) for shard in files]
         whole = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(table.columns))
         schema.write(whole, table, path, mark)
         shutil.rmtree(folder.parent, ignore_errors=True)
         return True
+
+
+def so_far(path: Path, table: pa.DataFrameSchema) -> pd.DataFrame | None:
+    """Return what there is of a table that may be in the making: its newest shards, else the table, else None."""
+    folders = sorted((SHARDS / path.parent.name / path.stem).glob("*/"), key=lambda folder: folder.stat().st_mtime)
+    shards = sorted(folders[-1].glob("*.parquet")) if folders else []
+    if shards:
+        return pd.concat([schema.read(shard, table) for shard in shards], ignore_index=True)
+    return schema.read(path, table) if path.exists() else None
