@@ -268,7 +268,7 @@ from salvage.project import tracking
 try:
     with tracking.run("main"):
         if sys.argv[1] == "first":
-            model = mlflow.pyfunc.log_model(name="m", python_model=lambda model_input: model_input)
+            model = mlflow.pyfunc.log_model(name="m", python_model=lambda model_input: model_input, pip_requirements=[])
             mlflow.register_model(model.model_uri, "m")
         mlflow.log_text("x", "x.txt")
     print(mlflow.artifacts.download_artifacts("models:/m/1"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ EVALUATION = Path("metrics/evaluate.json")
 REGISTERED = Path("metrics/register.json")
 REPORT = Path("report")
 PARTIAL = Path("partial.html")
+OWN_TRIALS = 12  # of Optuna, in each search of these: seconds; `salvage regimes --profiles` searches longer
 OWN = Tables(PROFILES, ATTEMPTS, FACTS, Path("data/features"))  # what the studies of one's own cells read
 
 
@@ -184,7 +186,8 @@ def report(settings: Settings) -> None:
     from salvage.reports.pictures import arm_curves, budget_curves, panel, rescue_bars
 
     profiles, rows = schema.read(PROFILES, schema.PROFILES), saved_rows()
-    tables = Tables.of(settings) if settings.lab else OWN
+    own = bool(settings.cells) and not settings.lab
+    tables = OWN if own else Tables.of(settings)
     routed = Rule.fit(profiles).route(profiles)
     REPORT.mkdir(exist_ok=True)
     for old in REPORT.glob("*.svg"):  # the page shows those that are there
@@ -192,7 +195,7 @@ def report(settings: Settings) -> None:
     panel(profiles, routed, REPORT / "failures.png")
     rescue_bars(rows, REPORT / "rescue.png")
     budget_curves(rows, REPORT / "budgets.png")
-    told = _studied() if settings.lab else own_studies(settings)
+    told = own_studies(settings, len(profiles)) if own else _studied()
     for name in {"regimes", "methods"} & set(told):
         study_report.pictures(told[name], schema.read(tables.profiles, schema.PROFILES), REPORT)
     if page.RESCUE.exists():
@@ -217,15 +220,21 @@ def _studied() -> dict[str, Any]:
     }
 
 
-def own_studies(settings: Settings) -> dict[str, Any]:
+def own_studies(settings: Settings, failures: int) -> dict[str, Any]:
     """Study the regimes and methods of one's own cells; where they are too few, a sentence in `notes` says so."""
+    if not extras.has("studies"):
+        return {"notes": [extras.lacking("the study of regimes and methods", ["studies"])]}
+    from salvage.studies.clusters import NUMBERS
+
     told: dict[str, Any] = {"notes": []}
+    fewest = 10 * NUMBERS[-1]  # the clusters', which come last: known before the first search
     for name, study in (("regimes", studying.regimes), ("methods", studying.methods)):
-        if not extras.has("studies"):
-            told["notes"].append(extras.lacking(f"the study of {name}", ["studies"]))
-            continue
         try:
-            told[name] = study(settings, OWN, settings["study"]["trials"], quiet=True).told
+            if failures < fewest:
+                raise SalvageError(f"{failures} failures are too few; at least {fewest} are needed")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of scikit-learn's, on its own threads
+                told[name] = study(settings, OWN, min(OWN_TRIALS, settings["study"]["trials"]), quiet=True).told
         except SalvageError as error:
             told["notes"].append(f"{name.capitalize()} were not studied: {error}.")
     return told

@@ -49,13 +49,18 @@ def sentence(error: Exception, uri: str) -> str:
     uri : str
         Of the store; a password in it is not told.
     """
+    return known(error, uri) or f"MLflow at {hidden(uri)}: {first(error)}; {ELSEWHERE}"
+
+
+def known(error: Exception, uri: str) -> str:
+    """Return the sentence for a fault of a store that is known as one; empty for another error."""
     named, said = hidden(uri), hidden(" ".join([type(error).__name__, str(error)]))
     for pattern, advice in ADVICE:
         if re.search(pattern, said):
             return f"MLflow at {named}: {first(error)}; {advice.format(uri=named)}"
     if why := [found[0] for found in UNREACHABLE.finditer(said)]:
         return f"the tracking server at {named} cannot be reached ({why[-1]}); start it, or {ELSEWHERE}"
-    return f"MLflow at {named}: {first(error)}; {ELSEWHERE}"
+    return ""
 
 
 def hidden(text: str) -> str:

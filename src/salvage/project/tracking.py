@@ -22,7 +22,7 @@ from mlflow.utils.git_utils import get_git_commit
 
 from salvage.errors import SalvageError
 from salvage.project import moved
-from salvage.project.store_faults import sentence
+from salvage.project.store_faults import known, sentence
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -100,13 +100,18 @@ def connect() -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     uri = os.environ.get("MLFLOW_TRACKING_URI") or STORE
     moved.follow(uri, Path.cwd())
-    with _patience(_FIRST_CONTACT), _told(uri, Exception):  # MLflow's, a database's or the system's, by the kind
-        mlflow.set_tracking_uri(uri)
-        given = os.environ.get("MLFLOW_EXPERIMENT_ID")
-        mlflow.set_experiment(**_experiment())  # sets the variable, which is the user's to set
-        os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
-        if given:
-            os.environ["MLFLOW_EXPERIMENT_ID"] = given
+    given = os.environ.get("MLFLOW_EXPERIMENT_ID")
+    with _patience(_FIRST_CONTACT):
+        try:
+            mlflow.set_tracking_uri(uri)
+            mlflow.set_experiment(**_experiment())  # sets the variable, which is the user's to set
+        except SalvageError:
+            raise
+        except Exception as error:  # MLflow's, a database's or the system's, by the kind of store
+            raise SalvageError(sentence(error, uri)) from error
+    os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
+    if given:
+        os.environ["MLFLOW_EXPERIMENT_ID"] = given
 
 
 def _experiment() -> dict[str, Any]:
@@ -124,14 +129,14 @@ def _experiment() -> dict[str, Any]:
 
 
 @contextmanager
-def _told(uri: str, kind: type[Exception]) -> Iterator[None]:
-    """Turn what is said against a store into one sentence."""
+def _told() -> Iterator[None]:
+    """Turn what MLflow says against its store into one sentence; what is no fault of the store stays what it is."""
     try:
         yield
-    except SalvageError:
+    except MlflowException as error:
+        if told := known(error, mlflow.get_tracking_uri()):
+            raise SalvageError(told) from error
         raise
-    except kind as error:
-        raise SalvageError(sentence(error, uri)) from error
 
 
 @contextmanager
@@ -139,7 +144,7 @@ def run(name: str) -> Iterator[str]:
     """Open a run and yield its id: a child of the pipeline's, or the one that `mlflow run` opened, or a new one."""
     connect()
     parent = os.environ.get(PARENT)
-    with _told(mlflow.get_tracking_uri(), MlflowException):
+    with _told():
         if parent:
             experiment = mlflow.get_run(parent).info.experiment_id
             opened = mlflow.start_run(run_name=name, experiment_id=experiment, parent_run_id=parent)
