@@ -95,6 +95,31 @@ def test_a_problem_that_is_not_there_or_never_failed_is_named(tmp_path: Path) ->
         show.from_outcomes(tmp_path / "none.jsonl", "p1")
 
 
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (
+            b'{"problem_id": "p1", "prompt": "x", "answer": "1"}\n',
+            "line 1: it is no outcome .* prompt, answer;",
+        ),
+        (b'[{"problem_id": "p1"}]', "seems to be a JSON array"),
+        (b"PAR1....PAR1", "seems to be a Parquet file"),
+        (b"problem_id,cell\np1,a\n", "line 1, character 1 is not JSON"),
+        (b"", "is empty"),
+        (b'{"problem_id": "p1", "pro', "has no whole line yet"),
+        (b'"p1"\n', "line 1 is no JSON object"),
+        ('{"problem_id": "p1"}\n'.encode("utf-16"), "seems to be UTF-16"),
+    ],
+)
+def test_case_35_another_kind_of_file_is_named(tmp_path: Path, data: bytes, told: str) -> None:
+    file = tmp_path / "out.jsonl"
+    file.write_bytes(data)
+    with pytest.raises(SalvageError, match=rf"out\.jsonl.*{told}"):
+        show.from_outcomes(file, "p1")
+    with pytest.raises(SalvageError, match="is a folder"):
+        show.from_outcomes(tmp_path, "p1")
+
+
 def test_a_trace_tells_what_was_done_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow
 

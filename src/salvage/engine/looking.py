@@ -85,7 +85,8 @@ def _model(about: str, name: str, config: Any, folder: Path) -> Finding:
     from salvage.engine.checkpoint import entries, saved
 
     kind = (getattr(config, "architectures", None) or ["of no named architecture"])[0]
-    return Finding(about, True, f"{name}: {kind}, {entries(folder) / 1e6:,.2f} M parameters, saved in {saved(config)}")
+    number, dtype = f"{entries(folder) / 1e6:,.2f} M", str(saved(config)).removeprefix("torch.")
+    return Finding(about, True, f"{name}: {kind}, {number} parameters, saved in {dtype}")
 
 
 def _tokens(speaker: Any) -> Finding:
@@ -125,9 +126,13 @@ def _memory(speaker: Any, folders: list[Path]) -> Finding:
         whole, free = memory()
         where = "machine"
     told = (
-        f"{weights / GIB:.2f} GiB of weights and {one / GIB:.2f} GiB for one sequence of full length; "
-        f"{free / GIB:.2f} of the {where}'s {whole / GIB:.2f} GiB are free"
+        f"{_size(weights)} of weights and {_size(one)} for one sequence of full length; "
+        f"{_size(free)} of the {where}'s {_size(whole)} are free"
     )
     if weights + one > free:
         return Finding("memory", False, f"{told}; that is too little: give it more, or bound vllm.max_model_len")
     return Finding("memory", True, told)
+
+
+def _size(size: float) -> str:
+    return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / 2**20:.1f} MiB"

@@ -60,12 +60,15 @@ def with_pair(cells: Sequence[Mapping[str, Any]], pair: Mapping[str, Any], path:
 
 def called(cells: Sequence[Mapping[str, Any]], pair: Mapping[str, Any], path: Path) -> str:
     """Return a name that no other pair of models has: the specialist's, with as many of its folders as it takes."""
-    others = {str(cell["name"]): str(cell["specialist"]) for cell in cells if not same(cell, pair, MODELS)}
-    others |= {str(cell["name"]): str(cell["specialist"]) for cell in cells if "|" in str(cell["name"])}
+    others = {
+        str(cell["name"]).lower(): str(cell["specialist"])  # their files must differ where case does not count, too
+        for cell in cells
+        if "|" in str(cell["name"]) or not same(cell, pair, MODELS)
+    }
     name = str(pair["name"])
-    if name in others:
-        raise SalvageError(f"{path}: {name!r} is another pair, of {others[name]}; give this one another --name")
-    return name or next(tail for tail in _tails(str(pair["specialist"])) if tail not in others)
+    if name.lower() in others:
+        raise SalvageError(f"{path}: {name!r} is another pair, of {others[name.lower()]}; give this one another --name")
+    return name or next(tail for tail in _tails(str(pair["specialist"])) if tail.lower() not in others)
 
 
 def same(cell: Mapping[str, Any], pair: Mapping[str, Any], keys: Sequence[str]) -> bool:

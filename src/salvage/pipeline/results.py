@@ -16,8 +16,8 @@ from salvage.project import extras
 from salvage.project.settings import DATA, Cell, Settings, problem_file
 from salvage.studies import study as studying
 from salvage.studies.study import Tables
-from salvage.tables import schema
-from salvage.tables.files import write_json, write_text
+from salvage.tables import csv_tables, schema
+from salvage.tables.files import write_json, write_text, writing
 from salvage.tables.vocabulary import OPERATORS
 
 if TYPE_CHECKING:
@@ -189,7 +189,8 @@ def report(settings: Settings) -> None:
     own = bool(settings.cells) and not settings.lab
     tables = OWN if own else Tables.of(settings)
     routed = Rule.fit(profiles).route(profiles)
-    REPORT.mkdir(exist_ok=True)
+    with writing(REPORT):
+        REPORT.mkdir(exist_ok=True)
     for old in REPORT.glob("*.svg"):  # the page shows those that are there
         old.unlink()
     panel(profiles, routed, REPORT / "failures.png")
@@ -294,4 +295,4 @@ def _spending(row: dict[str, Any]) -> str:
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write the rows as CSV."""
-    write_text(path, pd.DataFrame(rows).to_csv(index=False))
+    csv_tables.write(pd.DataFrame(rows), path)

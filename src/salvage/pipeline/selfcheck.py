@@ -39,9 +39,12 @@ CLOSE = 1e-4  # nats, of signals
 
 def selfcheck() -> Iterator[Finding]:
     """Yield what came of the check, engine by engine."""
+    from transformers.utils import logging
+
     from salvage.lab.ancestors import untrained_pair
 
-    with tempfile.TemporaryDirectory() as folder:
+    logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as folder, _one_thread():
         pair = untrained_pair(Path(folder))
         for name in ENGINES:
             try:
@@ -92,6 +95,19 @@ def _opened(name: str, pair: tuple[Path, Path]) -> Iterator[Any]:
         engine = TransformersEngine(*pair, top_k_cov=TOP_K_COV)
     with closing(engine):
         yield engine
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch to one thread: the pair's matrices are smaller than what it costs to share one out."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _requests(engine: Speaker) -> list[Request]:

@@ -89,7 +89,7 @@ def registered(alias: str) -> Version | None:
 
 def told(figures: Figures, console: Console | None = None) -> str:
     """Return the story as a terminal shows it, or as a pipe takes it, at most 100 columns wide."""
-    console = console or Console()
+    console = console or Console(markup=False, emoji=False)
     console.width = min(console.width, WIDEST)
     with console.capture() as captured:
         console.print(story(figures, console.width))

@@ -30,7 +30,7 @@ from salvage.rescue.guide import STOP, Route, routes
 from salvage.rescue.waves import SAMPLE, Try, Waves, forget
 from salvage.serving import policy_uri
 from salvage.tables import shards
-from salvage.tables.files import whole_lines
+from salvage.tables.files import whole_lines, writing
 from salvage.tables.locks import locked
 
 SOLVED, STOPPED, SPENT, UNVERIFIED = "solved", "stopped", "spent", "unverified"
@@ -396,13 +396,16 @@ def pair(specialist: str, ancestor: str, name: str = "", engine: str = "auto") -
 
 def _written(outcomes: Iterator[Outcome], out: Path) -> Iterator[Outcome]:
     """Append outcomes to a file as they come; those that are there come first again, and are not written twice."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    there = whole_lines(out)
-    with out.open("a", encoding="utf-8") as file:
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        there = whole_lines(out)
+        file = out.open("a", encoding="utf-8")
+    with file:
         for i, outcome in enumerate(outcomes):
             if i >= len(there):
-                file.write(outcome.line() + "\n")
-                file.flush()
+                with writing(out):
+                    file.write(outcome.line() + "\n")
+                    file.flush()
             elif there[i] != outcome.line():
                 raise SalvageError(f"{out}: line {i + 1} is not what this job found; write to another file")
             yield outcome

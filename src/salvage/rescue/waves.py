@@ -27,7 +27,7 @@ from salvage.method.looks import looks
 from salvage.problems.judging import Judge, Verdict
 from salvage.project.settings import Settings
 from salvage.tables import vocabulary
-from salvage.tables.files import whole_lines
+from salvage.tables.files import whole_lines, writing
 
 SAMPLE = "sample"  # a first rollout, before the policy is asked
 FACTS = ["cell", "problem_id", "n_failed_rollouts", *vocabulary.FEATURES, *vocabulary.FACTS]  # what a policy is told
@@ -123,7 +123,7 @@ class Waves:
             return list(entry["results"])
         results = self._compute(tries)
         if self._record is not None:
-            with self._record.open("a", encoding="utf-8") as file:
+            with writing(self._record), self._record.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"asked": asked, "results": results}) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
@@ -252,9 +252,10 @@ def _read(record: Path, mark: str) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in whole_lines(record)]
     if not lines:
         lines = [{"mark": mark}]
-        record.parent.mkdir(parents=True, exist_ok=True)
-        with record.open("a", encoding="utf-8") as file:  # in place: it may be locked
-            file.write(json.dumps(lines[0]) + "\n")
+        with writing(record):
+            record.parent.mkdir(parents=True, exist_ok=True)
+            with record.open("a", encoding="utf-8") as file:  # in place: it may be locked
+                file.write(json.dumps(lines[0]) + "\n")
     if lines[0] != {"mark": mark}:
         raise SalvageError(
             f"{record}: this job was begun with other models, problems, settings or policy; "

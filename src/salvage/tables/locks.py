@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from salvage.errors import SalvageError
+from salvage.tables.files import writing
 
 
 @contextmanager
@@ -27,11 +28,9 @@ def locked(path: Path, taken: str) -> Iterator[int]:
     SalvageError
         Where somebody else holds it, or the file cannot be made.
     """
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         held = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise SalvageError(f"{path} cannot be written: {error.strerror}; check the folder's permissions") from error
     try:
         _take(held, taken)
         yield held

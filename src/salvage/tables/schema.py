@@ -16,6 +16,7 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 
 from salvage.errors import SalvageError
+from salvage.tables import parquet_tables
 from salvage.tables.files import beside
 from salvage.tables.vocabulary import ANCHORS, CONTINUATIONS, CONTROLS, FEATURES, OPERATORS, SIGNALS
 
@@ -137,6 +138,17 @@ RESCUES = _table(  # what became of each problem in the closed loop, under each 
     key=["cell", "problem_id", "arm", "budget"],
 )
 
+KINDS = {  # by what a table of each is called, those with the more columns first
+    "rollouts": ROLLOUTS,
+    "features": FEATURE_ROWS,
+    "signals": SIGNAL_ROWS,
+    "attempts": ATTEMPTS,
+    "profiles": PROFILES,
+    "facts": FACT_ROWS,
+    "rescue": RESCUES,
+    "problems": PROBLEMS,
+}
+
 
 def check(table: pd.DataFrame, schema: pa.DataFrameSchema, where: str | Path) -> pd.DataFrame:
     """Return the table with the schema's columns in order and types, or say what is wrong.
@@ -158,7 +170,9 @@ def check(table: pd.DataFrame, schema: pa.DataFrameSchema, where: str | Path) ->
     columns = list(schema.columns)
     missing = [name for name in columns if name not in table.columns]
     if missing:
-        raise SalvageError(f"{where}: column {missing[0]!r} is missing; it needs the columns {', '.join(columns)}")
+        told = f"{where}: column {missing[0]!r} is missing; it needs the columns {', '.join(columns)}"
+        kind = next((name for name, other in KINDS.items() if set(other.columns) <= set(table.columns)), "")
+        raise SalvageError(f"{told}; it seems to be the table of {kind}" if kind else told)
     _refuse_fractions(table, schema, where)
     try:
         return schema.validate(table[columns].reset_index(drop=True))
@@ -220,16 +234,8 @@ def write(table: pd.DataFrame, schema: pa.DataFrameSchema, path: str | Path, fin
 
 def read(path: str | Path, schema: pa.DataFrameSchema) -> pd.DataFrame:
     """Read a table from a Parquet file, or from every Parquet file of a folder in name order, and check it."""
-    path = Path(path)
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    if not files or not files[0].exists():
-        raise SalvageError(f"{path}: there is no such table; check the path, or run the stage that writes it")
-    tables = []
-    for file in files:
-        try:
-            tables.append(check(parquet.read_table(file).to_pandas(), schema, file))
-        except (OSError, arrow.ArrowInvalid) as error:
-            raise SalvageError(f"{file} is not a readable Parquet file: {error}") from error
+    texts = [name for name, column in schema.columns.items() if str(column.dtype).startswith("str")]
+    tables = [check(parquet_tables.read(file, texts), schema, file) for file in parquet_tables.files(Path(path))]
     return pd.concat(tables, ignore_index=True) if len(tables) > 1 else tables[0]
 
 
