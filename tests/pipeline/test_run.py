@@ -432,3 +432,60 @@ def test_a_failing_stage_ends_the_job_with_its_own_sentence(tail):
     assert "m.parquet is not a readable" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tail / "metrics/evaluate.json").exists()
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory, pair):
+    """A copy of the project with a tiny lab: its entry points as they are, its figures small; tables of earlier stages.
+
+    What regimes and methods read, and rescue learns from, is cut from the kept tables.
+    """
+    folder = tmp_path_factory.mktemp("project") / "salvage"
+    folder.mkdir()
+    for name in ("MLproject", "conda.yaml", "dvc.yaml", ".dvcignore"):
+        shutil.copy(ROOT / name, folder / name)
+    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "data/full").mkdir(parents=True)
+    for name in ("data/inputs.json", "data/full/dvc.yaml"):
+        shutil.copy(ROOT / name, folder / name)
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    tiny = {"families": ["qwen3"], "seeds": {"qwen3": 1}, "ancestors": 1}
+    tiny["steps"] = {"qwen3": 4, "sft": 1, "rft": 1, "dpo": 1, "grpo": 1}
+    values["profiles"]["quick"] |= {"lab": tiny, "problems": 40, "attempts": 4, "retries": 4, "rescue": 6}
+    values |= {"profile": "quick", "methods": ["sft"]}
+    values["sample"]["rollouts"] = 2
+    values["lab"]["max_tokens"] = 12
+    values["evaluate"] |= {"resamples": 50, "permutations": 20}
+    values["rescue"] |= {"data": ["data/full"], "arms": ["retry", "rule"], "budgets": [2, 4]}
+    values["study"]["trials"] = 1
+    (folder / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    for name in ("attempts", "profiles", "facts", "features"):
+        for path in (ROOT / "data/full" / name).glob("qwen3-*-[01]--*.parquet"):
+            table = pd.read_parquet(path)
+            few = sorted(table["problem_id"].unique())[:40]
+            kind = {"attempts": schema.ATTEMPTS, "profiles": schema.PROFILES}.get(
+                name, {"facts": schema.FACT_ROWS, "features": schema.FEATURE_ROWS}.get(name)
+            )
+            schema.write(table[table["problem_id"].isin(few)], kind, folder / "data/full" / name / path.name)
+    return folder
+
+
+ENTRIES = ["lab", "problems", "sample", "featurize", "intervene", "profile", "route", "evaluate", "register", "rescue"]
+ENTRIES += ["regimes", "methods", "report"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_case_26_every_entry_point_runs_under_mlflow(checkout, entry):
+    """In their order: each needs what those before it wrote."""
+    if entry == "regimes":  # of the kept tables, which are of all methods
+        values = yaml.safe_load((checkout / "params.yaml").read_text())
+        (checkout / "params.yaml").write_text(yaml.safe_dump(values | {"methods": ["sft", "rft", "dpo", "grpo"]}))
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW", "SALVAGE"))}
+    environment = {**own, "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"}
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), own["PATH"]])
+    command = [sys.executable, "-m", "mlflow", "run", ".", "--env-manager", "local", "-e", entry]
+    command += ["-P", "reference=data/full/profiles"] if entry == "route" else []
+    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "succeeded" in done.stderr and "Traceback" not in done.stderr
