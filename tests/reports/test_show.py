@@ -76,6 +76,13 @@ def test_a_failure_is_shown_with_its_junction_its_route_and_what_came_of_it() ->
     assert "'3'" in text and "0.800" in text  # what the ancestor would rather have said
     assert "[red]1+2=3" in text  # a model's text is no markup
     assert "solved, 15 model-tokens, 18 more to score" in text
+    assert "truncated" not in text
+
+
+def test_a_rollout_that_met_max_tokens_is_marked() -> None:
+    cut = outcome(attempts=[Attempt("sample", False, 5, -1, "1+2=4", truncated=True)], status="spent")
+    text = printed(json.loads(cut.line()))
+    assert "failed rollout 0, truncated: it met max_tokens" in text and "wrong, truncated" in text
 
 
 def test_tokens_are_shaded_by_j() -> None:

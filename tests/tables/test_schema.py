@@ -31,6 +31,21 @@ def test_the_same_rows_give_the_same_bytes_and_carry_their_fingerprint(tmp_path:
     pd.testing.assert_frame_equal(schema.read(tmp_path / "one", schema.PROBLEMS), problems())
 
 
+def rollouts(cell: str, **more: object) -> pd.DataFrame:
+    columns = {"cell": cell, "problem_id": ["a", "b"], "rollout": 0, "tokens": [[1], [2, 3]], "text": "x"}
+    return pd.DataFrame({**columns, "correct": False, "n_tokens": [1, 2], "seed": -1, **more})
+
+
+def test_a_table_that_does_not_say_what_is_truncated_is_read_and_keeps_its_bytes(tmp_path: Path) -> None:
+    schema.write(rollouts("old"), schema.ROLLOUTS, tmp_path / "old.parquet")
+    assert "truncated" not in schema.read(tmp_path / "old.parquet", schema.ROLLOUTS)
+    assert schema.truncated(tmp_path) is None and schema.truncated(tmp_path / "none.parquet") is None
+    schema.write(rollouts("new", truncated=[True, False]), schema.ROLLOUTS, tmp_path / "new.parquet")
+    assert schema.read(tmp_path / "new.parquet", schema.ROLLOUTS)["truncated"].tolist() == [True, False]
+    assert schema.truncated(tmp_path) == schema.truncated(tmp_path / "new.parquet") == (1, 2)
+    assert len(schema.read(tmp_path, schema.ROLLOUTS)) == 4
+
+
 @pytest.mark.parametrize(
     ("table", "kind", "sentence"),
     [

@@ -197,6 +197,7 @@ def report(settings: Settings) -> None:
     rescue_bars(rows, REPORT / "rescue.png")
     budget_curves(rows, REPORT / "budgets.png")
     told = own_studies(settings, len(profiles)) if own else _studied()
+    told["truncated"] = schema.truncated(Path("data/rollouts"))
     for name in {"regimes", "methods"} & set(told):
         study_report.pictures(told[name], schema.read(tables.profiles, schema.PROFILES), REPORT)
     if page.RESCUE.exists():

@@ -71,6 +71,9 @@ def import_rollouts(
             "signals are missing; bring `finish_reason` or tokens if you can",
             stacklevel=2,
         )
+    if any(record.ended is not None for record in records):
+        for row, record in zip(rows, records, strict=True):
+            row["truncated"] = record.ended is False
     return schema.check(pd.DataFrame(rows), schema.ROLLOUTS, records[0].line.path)
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from salvage.engine.opening import open_engine
+from salvage.engine.opening import open_engine, settled
 from salvage.errors import SalvageError
 from salvage.method import operators
 from salvage.method.looks import looks
@@ -63,10 +63,13 @@ def from_tables(settings: Settings, problem_id: str, cell_name: str = "", rollou
         Which one; the first that failed where it is -1.
     """
     cell, rows = _failed(settings, problem_id, cell_name)
-    settings = settings.of(cell)
+    settings = settled(cell, settings)
     known = rows["rollout"].tolist()
     if rollout >= 0 and rollout not in known:
-        raise SalvageError(f"rollout {rollout} of {problem_id!r} did not fail in {cell.name!r}; take one of {known}")
+        raise SalvageError(
+            f"rollout {rollout} of {problem_id!r} did not fail in {cell.name!r}, or is left out of its features; "
+            f"take one of {known}"
+        )
     number = rollout if rollout >= 0 else known[0]
     signals, rollouts, features = (
         _of(schema.read(DATA / name / cell.file, kind), problem_id, number)
@@ -89,6 +92,7 @@ def from_tables(settings: Settings, problem_id: str, cell_name: str = "", rollou
         "reference": problem["answer"],
         "rollout": number,
         "rollouts_failed": known,
+        "truncated": bool(rollouts.get("truncated", False)),
         "failure": look | {"features": {name: float(features[name]) for name in vocabulary.FEATURES}},
         "why": _decision(settings, cell, problem_id),
         "rates": _rates(settings, cell, problem_id),
@@ -136,7 +140,8 @@ def _rates(settings: Settings, cell: Cell, problem_id: str) -> dict[str, tuple[i
 def show(told: dict[str, Any], console: Console) -> None:
     """Print a failure: the rollout, the junction, the decision, what came of it."""
     look, why = told["failure"], told["why"]
-    console.print(plain(f"{told['problem_id']} in {told['cell']}, failed rollout {told.get('rollout', 0)}", "bold"))
+    title = f"{told['problem_id']} in {told['cell']}, failed rollout {told.get('rollout', 0)}"
+    console.print(plain(title + (", truncated: it met max_tokens" if _met_max_tokens(told) else ""), "bold"))
     console.print(Text.assemble(("problem    ", "dim"), plain(told["prompt"])))
     console.print(Text.assemble(("reference  ", "dim"), plain(told["reference"])))
     console.print(Text.assemble(("rollout    ", "dim"), rollout_text(look)))
@@ -156,6 +161,11 @@ def show(told: dict[str, Any], console: Console) -> None:
         ended = f"{told['status']}, {told['model_tokens']} model-tokens, {told['scored_tokens']} more to score"
     console.print(Text.assemble(("came to    ", "dim"), ended))
     console.print(_tried(told))
+
+
+def _met_max_tokens(told: dict[str, Any]) -> bool:
+    """Say whether the rollout that is shown is truncated: of an outcome, its first attempt is."""
+    return bool(told["truncated"] if "truncated" in told else told["attempts"][0].get("truncated", False))
 
 
 def rollout_text(look: dict[str, Any]) -> Text:
@@ -207,7 +217,6 @@ def _tried(told: dict[str, Any]) -> Table:
     verdicts = {True: "right", False: "wrong", None: "no verdict"}
     for attempt in told["attempts"]:
         at = str(attempt["position"]) if attempt["position"] >= 0 else ""
-        table.add_row(
-            attempt["operator"], verdicts[attempt["correct"]], str(attempt["model_tokens"]), at, attempt["text"]
-        )
+        verdict = verdicts[attempt["correct"]] + (", truncated" if attempt.get("truncated") else "")
+        table.add_row(attempt["operator"], verdict, str(attempt["model_tokens"]), at, attempt["text"])
     return table

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from salvage.engine import fitting
-from salvage.engine.opening import engine_mark, open_engine
+from salvage.engine.opening import engine_mark, open_engine, settled
 from salvage.errors import SalvageError
 from salvage.policies.fitted import Fitted
 from salvage.problems import sets as problem_sets
@@ -73,6 +73,7 @@ class Attempt:
     model_tokens: int
     position: int  # where the operator acted, -1 where it did not
     text: str
+    truncated: bool = False  # met max_tokens before an end
 
 
 @dataclass
@@ -257,7 +258,8 @@ class Loop:
 
     def _book(self, problem: _Problem, result: dict[str, Any]) -> None:
         operator, cost = result["operator"], result["n_tokens"] + result["n_ancestor_tokens"]
-        problem.attempts.append(Attempt(operator, result["correct"], cost, result["position"], result["text"]))
+        told = (result[name] for name in ("position", "text", "truncated"))
+        problem.attempts.append(Attempt(operator, result["correct"], cost, *told))
         problem.tried[operator] += 1
         problem.spent += cost
         problem.trouble = result["trouble"]
@@ -352,7 +354,7 @@ def rescue(
         settings = settings or params.load()
         table = problem_sets.load(problems) if isinstance(problems, str) else problems
         cell = fitting.fitted(cell, settings, table["prompt"].tolist())
-        settings = settings.of(cell)
+        settings = settled(cell, settings)
         fitted = policy_uri.load(policy) if isinstance(policy, str) else policy
         first = int(settings["rescue"]["rollouts"])
         told = [asdict(budget), price, look, fitted.version if fitted else "retry"]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from salvage.engine.base import Completion, Engine, Request, seed_of
+from salvage.engine.base import Completion, Engine, Request, Sampling, seed_of
 from salvage.engine.opening import admit
 from salvage.errors import SalvageError
 from salvage.method import operators
@@ -110,8 +110,8 @@ class Waves:
     def make(self, tries: list[Try]) -> list[dict[str, Any]]:
         """Make a wave; return a result for each try.
 
-        A result has operator, correct (None: no verdict), trouble, text, tokens, n_tokens, n_ancestor_tokens, position
-        and, where it was to be scored, scored: facts, rollouts, threshold, n_prefill, view.
+        A result has operator, correct (None: no verdict), trouble, text, tokens, n_tokens, n_ancestor_tokens, position,
+        truncated and, where it was to be scored, scored: facts, rollouts, threshold, n_prefill, view.
         """
         asked = [[t.problem_id, t.operator, t.attempt] for t in tries]
         self._made += 1
@@ -147,17 +147,21 @@ class Waves:
     def _compute(self, tries: list[Try]) -> list[dict[str, Any]]:
         engine, judge = self._opened()
         started = time_ns()
-        values = {name: self.settings["sample"][name] for name in ("temperature", "max_tokens")}
-        done = engine.decode([self._request(engine, t) for t in tries], **values)
+        sample = self.settings["sample"]
+        requests = [self._request(engine, t) for t in tries]
+        done = engine.decode(requests, sampling=Sampling.of(sample), max_tokens=sample["max_tokens"])
         texts = [engine.text(c.tokens) for c in done]
         decoded = time_ns()
         verdicts = judge.verify([t.problem_id for t in tries], texts)
         verified = time_ns()
         results = [_result(*row) for row in zip(tries, done, texts, verdicts, strict=True)]
-        to_score = [i for i, t in enumerate(tries) if t.score and verdicts[i].correct is False]
-        if to_score:
-            rollouts = [[*tries[i].failed, done[i].tokens] for i in to_score]
-            scored = self._score(engine, [tries[i].problem_id for i in to_score], rollouts)
+        failed = {
+            i: self._counting(engine, t.problem_id, [*t.failed, done[i].tokens])
+            for i, t in enumerate(tries)
+            if t.score and verdicts[i].correct is False
+        }
+        if to_score := [i for i, some in failed.items() if some]:
+            scored = self._score(engine, [tries[i].problem_id for i in to_score], [failed[i] for i in to_score])
             for i, told in zip(to_score, scored, strict=True):
                 results[i]["scored"] = told
         self.clock = {"decode": (started, decoded), "verify": (decoded, verified), "score": (verified, time_ns())}
@@ -184,6 +188,17 @@ class Waves:
             settings=values,
         )
 
+    def _counting(self, engine: Engine, problem_id: str, rollouts: list[list[int]]) -> list[list[int]]:
+        """Return the failed rollouts that features are taken of; a problem without any is not scored, and retried."""
+        values = self.settings["featurize"]
+        if values["truncated"] == "leave out":
+            rollouts = [tokens for tokens in rollouts if tokens[-1] in engine.ends]
+        if values["part"] == "both":
+            return rollouts
+        prompt = engine.encode(self.prompts[problem_id])
+        spans = [engine.span(prompt, tokens, values["part"]) for tokens in rollouts]
+        return [tokens for tokens, (start, end) in zip(rollouts, spans, strict=True) if start < end]
+
     def _score(self, engine: Engine, ids: list[str], rollouts: list[list[list[int]]]) -> list[dict[str, Any]]:
         """Score the failed rollouts of each problem with both models."""
         values, temperature = self.settings["featurize"], self.settings["sample"]["temperature"]
@@ -199,7 +214,10 @@ class Waves:
         texts = [engine.text(tokens) for _, _, tokens in flat]
         table = pd.DataFrame(keys | {"tokens": [t for _, _, t in flat], "text": texts, "correct": False})
         rows = pd.DataFrame(keys | {name: [s[name] for s in signals] for name in vocabulary.SIGNALS})
-        features = rollout_features(rows, values["window"])
+        spans = None
+        if values["part"] != "both":
+            spans = np.array([engine.span(prompts[p], tokens, values["part"]) for p, _, tokens in flat])
+        features = rollout_features(rows, values["window"], spans)
         verifier = self.problems.set_index("problem_id")["verifier"].loc[ids[0]]
         known = make_facts(table, features, verifier).set_index("problem_id")
         means = features.groupby("problem_id", sort=False)[vocabulary.FEATURES].mean()
@@ -227,6 +245,7 @@ def _result(t: Try, done: Completion, text: str, verdict: Verdict) -> dict[str, 
         "n_tokens": done.n_tokens,
         "n_ancestor_tokens": done.n_ancestor_tokens,
         "position": done.position,
+        "truncated": done.truncated,
     }
 
 

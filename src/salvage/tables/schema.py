@@ -51,6 +51,7 @@ ROLLOUTS = _table(
         "correct": pa.Column(bool),
         "n_tokens": pa.Column("int32", pa.Check.ge(1)),
         "seed": pa.Column("int64"),
+        "truncated": pa.Column(bool, required=False),  # met max_tokens before an end; not there where it is not known
     },
     key=["cell", "problem_id", "rollout"],
 )
@@ -78,6 +79,10 @@ FEATURE_ROWS = _table(
         "delta_path": pa.Column("float64", _finite),  # mean
         "g_cov": pa.Column("float64", _finite),  # mean
         "j_max": pa.Column("float64", _finite),
+        "part_start": pa.Column(
+            "int32", _count, required=False
+        ),  # of the part of the rollout that all but junction and
+        "part_end": pa.Column("int32", pa.Check.ge(1), required=False),  # n_tokens are of, where that is not the whole
     },
     key=["cell", "problem_id", "rollout"],
 )
@@ -95,6 +100,7 @@ ATTEMPTS = _table(
         "n_ancestor_tokens": pa.Column("int32", _count),  # decoded by the ancestor
         "n_prefill": pa.Column("int32", _count),  # prompt and replayed tokens, both models together
         "position": pa.Column("int32", pa.Check.ge(-1)),  # where the operator acted; -1: it did not act
+        "truncated": pa.Column(bool, required=False),  # as in ROLLOUTS
     },
     key=["cell", "problem_id", "operator", "anchor", "continuation", "attempt"],
 )
@@ -167,7 +173,7 @@ def check(table: pd.DataFrame, schema: pa.DataFrameSchema, where: str | Path) ->
     SalvageError
         Naming the table, the row (0 is the first) and the column of the first offence.
     """
-    columns = list(schema.columns)
+    columns = [name for name, column in schema.columns.items() if column.required or name in table.columns]
     missing = [name for name in columns if name not in table.columns]
     if missing:
         told = f"{where}: column {missing[0]!r} is missing; it needs the columns {', '.join(columns)}"
@@ -186,6 +192,8 @@ def _refuse_fractions(table: pd.DataFrame, schema: pa.DataFrameSchema, where: st
     # coercion to an integer would cut 3.7 down to 3 and wrap 1e30 round in silence
     for name, column in schema.columns.items():
         kind = str(column.dtype)
+        if name not in table.columns:
+            continue
         if kind.startswith("int") and pd.api.types.is_float_dtype(table[name]):
             values = table[name].to_numpy("float64", na_value=np.nan)
             with np.errstate(invalid="ignore"):
@@ -237,6 +245,18 @@ def read(path: str | Path, schema: pa.DataFrameSchema) -> pd.DataFrame:
     texts = [name for name, column in schema.columns.items() if str(column.dtype).startswith("str")]
     tables = [check(parquet_tables.read(file, texts), schema, file) for file in parquet_tables.files(Path(path))]
     return pd.concat(tables, ignore_index=True) if len(tables) > 1 else tables[0]
+
+
+def truncated(path: str | Path) -> tuple[int, int] | None:
+    """Return how many rows of a table, or of a folder of them, are truncated, of how many; None where none says it."""
+    path = Path(path)
+    found = []
+    for file in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
+        try:
+            found.append(parquet.read_table(file, columns=["truncated"])["truncated"].to_numpy())
+        except (OSError, arrow.ArrowInvalid):  # there is no such column, or no table, which who reads it whole will say
+            continue
+    return (int(sum(rows.sum() for rows in found)), sum(map(len, found))) if found else None
 
 
 def fingerprint(path: str | Path) -> str | None:
