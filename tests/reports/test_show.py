@@ -1,4 +1,4 @@
-"""What is seen of the closed loop: a failure in the terminal, a trace in MLflow, the summary, the verdict on arms."""
+"""What is seen of the closed loop in the terminal: a failure, its junction, its route and what came of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from rich.console import Console
 
 from salvage.errors import SalvageError
 from salvage.reports import show
-from salvage.rescue import solving
 from salvage.rescue.loop import Attempt, Outcome
 
 LOOK = {
@@ -125,47 +124,3 @@ def test_case_35_another_kind_of_file_is_named(tmp_path: Path, data: bytes, told
         show.from_outcomes(file, "p1")
     with pytest.raises(SalvageError, match="is a folder"):
         show.from_outcomes(tmp_path, "p1")
-
-
-def test_a_trace_tells_what_was_done_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import mlflow
-
-    from salvage.project import tracking
-    from salvage.rescue import tracing
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
-    tracking.connect()
-    found = mlflow.get_trace(tracing.trace(outcome()))
-    assert found is not None
-    spans = {span.name: span for span in found.data.spans}
-    names = [span.name for span in sorted(found.data.spans, key=lambda span: span.start_time_ns)]
-    assert names == ["rescue p1", "sample", "verify", "score", "route", "intervene: dense_steer", "verify"]
-    assert spans["score"].attributes["junction"] == 4 and spans["score"].attributes["junction_token"] == "4"
-    assert spans["route"].attributes["operator"] == "dense_steer"
-    assert spans["rescue p1"].attributes["regime"] == WHY["regime"]
-    assert spans["intervene: dense_steer"].attributes["model_tokens"] == 10
-    assert spans["rescue p1"].end_time_ns - spans["rescue p1"].start_time_ns == 19
-    assert tracing.trace(outcome(times=[("sample", 0, 0), ("verify", 0, 0)])) == ""  # done before it was resumed
-
-
-def test_the_share_that_is_traced_is_the_same_in_every_run() -> None:
-    from salvage.rescue import tracing
-
-    some = [outcome(problem_id=f"p{i}") for i in range(400)]
-    chosen = [tracing.chosen(o, 0.25) for o in some]
-    assert chosen == [tracing.chosen(o, 0.25) for o in some] and 60 < sum(chosen) < 140
-    assert all(tracing.chosen(o, 1.0) for o in some) and not any(tracing.chosen(o, 0.0) for o in some)
-
-
-def row(arm: str, budget: int, low: float | None) -> dict[str, Any]:
-    return {"cells": "all", "arm": arm, "budget": budget, "over_retry": low, "over_retry_low": low}
-
-
-def test_an_arm_beats_retry_from_the_budget_on_after_which_it_always_does() -> None:
-    rows = [row("retry", 4, None), *(row("rule", b, low) for b, low in ((4, 0.1), (8, -0.1), (16, 0.1)))]
-    rows += [row("portfolio", b, 0.1) for b in (4, 8, 16)] + [row("fixed", b, -1.0) for b in (4, 8, 16)]
-    told = solving.verdict(rows)
-    assert "rule from a budget of 16 retries on" in told
-    assert "portfolio from a budget of 4 retries on" in told and "fixed at no budget" in told

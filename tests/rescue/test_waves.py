@@ -13,11 +13,13 @@ import pytest
 
 from salvage.engine.base import COV, PATH, Completion, Request, Sampling, seed_of
 from salvage.errors import SalvageError
+from salvage.lab import task
 from salvage.problems.judging import Verdict
 from salvage.project import settings
 from salvage.project.settings import Settings
 from salvage.rescue.waves import SAMPLE, Try, Waves
 from salvage.tables.vocabulary import FEATURES
+from scripted import END, RIGHT, Scripted, problems
 from worlds import in_place_of_auto
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -241,6 +243,63 @@ def test_the_clock_tells_the_last_waves_three_parts_in_order(loaded: Settings) -
     some.make([Try("p0", SAMPLE, 0)])
     (a, b), (c, d), (e, f) = (some.clock[name] for name in ("decode", "verify", "score"))
     assert 0 < a <= b == c <= d == e <= f
+
+
+@pytest.mark.parametrize("short", ["decode", "signals", "alternatives", "verify"])
+def test_an_answer_too_few_is_not_taken_for_the_next_ones(
+    loaded: Settings, monkeypatch: pytest.MonkeyPatch, short: str
+) -> None:
+    engine, judge = Told(), Judged()
+    who: Any = judge if short == "verify" else engine
+    whole = getattr(who, short)
+    monkeypatch.setattr(who, short, lambda *a, **k: whole(*a, **k)[:-1])
+    with pytest.raises(ValueError, match=r"shorter|same length"):
+        waves(loaded, engine, judge).make([Try("p0", SAMPLE, 0, score=True), Try("p1", SAMPLE, 0, score=True)])
+
+
+def test_scores_go_to_the_tries_that_asked(loaded: Settings) -> None:
+    """In the order of the tries, whatever the problems' own is; each with its own rollouts, verifier and looks."""
+    engine = Scripted({**RIGHT, "none": 0.0})
+    table = problems(4)
+    some = Waves(table, lambda: engine, loaded, cell="m|t")
+    tries = [Try("p3", SAMPLE, 0, score=True), Try("p0", SAMPLE, 0), Try("p2", SAMPLE, 1, score=True,
+             failed=[engine.encode("1#2")]), Try("p1", SAMPLE, 0, score=True)]  # fmt: skip
+    made = some.make(tries)
+    assert [r["scored"]["facts"]["problem_id"] if "scored" in r else None for r in made] == ["p3", None, "p2", "p1"]
+    prompts = table.set_index("problem_id")["prompt"].map(engine.encode)
+    for t, result in zip(tries, made, strict=True):
+        if not t.score:
+            continue
+        rollouts = [*t.failed, result["tokens"]]
+        told = [engine._signals([*prompts[t.problem_id], *r], len(r)) for r in rollouts]
+        scored = result["scored"]
+        assert [r["tokens"] for r in scored["rollouts"]] == rollouts
+        assert [r["junction"] for r in scored["rollouts"]] == [int(s["j"].argmax()) for s in told]
+        for r, s in zip(scored["rollouts"], told, strict=True):
+            larger = [PATH if d >= max(g, 0) else COV for d, g in zip(s["delta_path"], s["g_cov"], strict=True)]
+            assert r["mixes"] == larger
+        j = np.concatenate([s["j"] for s in told])
+        assert scored["threshold"] == pytest.approx(np.quantile(j, loaded["intervene"]["quantile"]) - 1e-3)
+        assert scored["n_prefill"] == 2 * sum(len(prompts[t.problem_id]) + len(r) for r in rollouts)
+        assert scored["facts"]["n_failed_rollouts"] == len(rollouts)
+        assert scored["facts"]["n_tokens"] == np.mean([len(r) for r in rollouts])
+        assert scored["facts"]["entropy"] == pytest.approx(np.mean([s["entropy"].mean() for s in told]))
+        assert scored["facts"]["spread"] == pytest.approx(np.mean([(s["j"] > 0).mean() for s in told]))
+        assert scored["view"]["j"] == [round(float(x), 4) for x in told[0]["j"]]  # of the first that failed
+        assert "".join(scored["view"]["tokens"]) == engine.text(rollouts[0])
+
+
+def test_a_problem_is_decoded_with_its_own_prompt_and_no_engine_is_asked_twice(loaded: Settings) -> None:
+    engine = Scripted()
+    table = problems(3)
+    some = Waves(table, lambda: engine, loaded, cell="m|t")
+    made = some.make([Try(p, SAMPLE, 0) for p in ("p2", "p0", "p1")])
+    prompts = [engine.text(r.prompt) for r in engine.decoded]
+    assert prompts == [table.set_index("problem_id")["prompt"][p] for p in ("p2", "p0", "p1")]
+    for name, result in zip(("p2", "p0", "p1"), made, strict=True):
+        row = table.set_index("problem_id").loc[name]
+        assert result["correct"] == task.verify(row["prompt"], row["answer"], result["text"])
+        assert result["tokens"] == [*engine.encode(result["text"]), END] and result["n_ancestor_tokens"] == 0
 
 
 # ------------------------------------------------------------------ the record

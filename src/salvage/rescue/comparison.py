@@ -219,12 +219,11 @@ def _timed(outcome: Outcome, sampled: Outcome) -> Outcome:
 def _keep_looks(path: Path, outcomes: list[Outcome], most: int) -> None:
     """Keep a few failures to be shown: solved by an intervention first, then not solved, then by a retry."""
 
-    def kind(outcome: Outcome) -> int:
+    def kind(outcome: Outcome) -> tuple[bool, bool]:
         steered = any(a.operator in vocabulary.INTERVENTIONS for a in outcome.attempts)
-        return 3 - 2 * steered + (outcome.operator not in vocabulary.INTERVENTIONS) * steered if outcome.failure else 9
+        return outcome.operator not in vocabulary.INTERVENTIONS, not steered
 
-    order = {o.problem_id: i for i, o in enumerate(outcomes)}
-    chosen = sorted((o for o in outcomes if o.failure), key=lambda o: (kind(o), order[o.problem_id]))[:most]
+    chosen = sorted((o for o in outcomes if o.failure), key=kind)[:most]
     for folder, timed in ((path.parent, False), (TIMES, True)):
         lines = [json.dumps({"times": o.times} | json.loads(o.line())) if timed else o.line() for o in chosen]
         files.write_text(folder / f"{path.stem}.jsonl", "".join(f"{line}\n" for line in lines))
@@ -298,7 +297,7 @@ def rows(table: pd.DataFrame, budgets: list[int], *, resamples: int, seed: int) 
     """
     counted = table.assign(solved=table["status"] == SOLVED)
     wide = counted.pivot(index=["cell", "problem_id"], columns=["arm", "budget"])
-    arms = list(wide["solved"].columns)
+    arms = sorted(wide["solved"].columns)  # budgets rise, in whatever order the rows come
     seen = np.stack([wide[name][arms].to_numpy(np.float64) for name in MEANS], axis=2)  # [problems, arms, means]
     names, cell = np.unique(wide.index.get_level_values("cell"), return_inverse=True)
     drawn = [sums.reshape(resamples, len(arms), 2) for sums in bootstrap(_flat(seen[..., :2]), cell, resamples, seed)]

@@ -247,7 +247,6 @@ class Loop:
             # a problem's own rollouts say best what another would cost: lengths differ between problems, not within
             retry = 1.0 if by_attempts else np.array([p.spent / len(p.attempts) for p in failed])
             left = np.round(2 * (self.budget.amount - spent) / retry) / 2  # planned for many at once, by half retries
-            left = np.maximum(left, 0)
         start = time_ns()
         told = routes(self.policy, table, left, by_attempts=by_attempts, price=self.price)
         for problem, route in zip(failed, told, strict=True):
