@@ -458,8 +458,21 @@ def doctor(
 
 
 @app.command()
-def report(quiet: Quiet = False) -> None:
+def report(
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Of a run that goes on: what its finished shards say so far.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
     """Draw the pictures and write the page of them."""
+    if partial:
+        extras.need("salvage report", "report")
+        from salvage.pipeline import results
+        from salvage.project import settings
+
+        page, told = results.partial(settings.load())
+        print(f"report: {page}: {told}")
+        return
     from salvage.pipeline import results
 
     results.report_stage(_load("report"))
@@ -476,13 +489,15 @@ def run(
     ] = "",
     problems: Annotated[str, typer.Option(help="A problem file (JSONL) or set.")] = "",
     engine: Annotated[str, typer.Option(help="vllm, transformers, or auto.")] = "",
+    name: Annotated[str, typer.Option(help="What to call one's own pair; else its specialist's folder.")] = "",
     quiet: Quiet = False,
 ) -> None:
     """Do the main job: every stage that is not up to date, ending in a registered champion."""
     extras.need("salvage run", *NEEDS["run"])
     from salvage.pipeline.run import run as every_stage
 
-    every_stage(profile or None, specialist or None, ancestor or None, problems or None, engine or None, quiet=quiet)
+    given = (profile, specialist, ancestor, problems, engine)
+    every_stage(*(value or None for value in given), name=name or None, quiet=quiet)
 
 
 @app.command()

@@ -34,6 +34,7 @@ from salvage.tables import schema, shards, vocabulary
 
 LAB = ["lab/task.py", "lab/ancestors.py", "lab/specialists.py"]  # what a lab model is made by
 SHARD = 200  # problems a shard: enough for full batches, few enough to lose little
+FIRST = 16  # problems in the first of one's own: a run of hours has something to show in minutes
 
 
 # ------------------------------------------------------------------ lab, problems
@@ -122,7 +123,7 @@ def _sample(cell: Cell, settings: Settings) -> bool:
         settings.seed,
         values,
         engine_mark(cell, settings, table),
-        files=[*weights(cell, ancestor=False), problem_file(cell.problems)],
+        files=[*weights(cell, ancestor=False), problem_file(cell.problems), *sets.verifier_files(table)],
         code=["engine", "problems/verifiers.py", "lab/task.py"],
     )
     path = DATA / "rollouts" / cell.file
@@ -155,7 +156,7 @@ def _sample(cell: Cell, settings: Settings) -> bool:
                 }
             )
 
-        return shards.build(path, schema.ROLLOUTS, mark, _pieces(table), make)
+        return shards.build(path, schema.ROLLOUTS, mark, _pieces(table, SHARD, cell), make)
 
 
 def _take_imported(cell: Cell) -> bool:
@@ -229,7 +230,7 @@ def _featurize(cell: Cell, settings: Settings) -> bool:
             columns = {name: [s[name].astype("float32") for s in signals] for name in vocabulary.SIGNALS}
             return pd.DataFrame({**{k: rows[k].to_numpy() for k in ("cell", "problem_id", "rollout")}, **columns})
 
-        worked = shards.build(path, schema.SIGNAL_ROWS, mark, _pieces(failed, 10 * SHARD), make)
+        worked = shards.build(path, schema.SIGNAL_ROWS, mark, _pieces(failed, 10 * SHARD, cell), make)
         scored = features.rollout_features(schema.read(path, schema.SIGNAL_ROWS), values["window"], spans)
         schema.write(scored, schema.FEATURE_ROWS, features_path, mark)
         return worked
@@ -289,7 +290,7 @@ def _intervene(cell: Cell, settings: Settings) -> bool:
         wanted,
         settings["featurize"]["top_k_cov"],
         engine_mark(cell, settings, table),
-        files=[*sources, problem_file(cell.problems), *weights(cell, ancestor=True)],
+        files=[*sources, problem_file(cell.problems), *weights(cell, ancestor=True), *sets.verifier_files(table)],
         code=["engine", "method/operators.py", "problems/verifiers.py", "lab/task.py"],
     )
     path = DATA / "attempts" / cell.file
@@ -344,8 +345,7 @@ def _intervene(cell: Cell, settings: Settings) -> bool:
                 }
             )
 
-        pieces = [found[i : i + SHARD // 2] for i in range(0, len(found), SHARD // 2)]
-        return shards.build(path, schema.ATTEMPTS, mark, pieces, make)
+        return shards.build(path, schema.ATTEMPTS, mark, _pieces(found, SHARD // 2, cell), make)
 
 
 # ------------------------------------------------------------------ profile
@@ -400,6 +400,9 @@ def _prompts(engine: Engine, problems: pd.DataFrame) -> dict[str, list[int]]:
     return {str(problem["problem_id"]): engine.prompt(problem) for problem in problems.to_dict("records")}
 
 
-def _pieces(table: pd.DataFrame, size: int | None = None) -> list[Any]:
-    size = size or SHARD
-    return [table.iloc[i : i + size] for i in range(0, len(table), size)]
+def _pieces(rows: pd.DataFrame | list[Any], size: int, cell: Cell) -> list[Any]:
+    """Cut what a shard is made from into the pieces of one each."""
+    first = size if cell.problems == LAB_PROBLEMS else max(1, size * FIRST // SHARD)
+    ends = [*range(first, len(rows), size), len(rows)] if len(rows) else []
+    parts = rows.iloc if isinstance(rows, pd.DataFrame) else rows
+    return [parts[start:end] for start, end in zip([0, *ends], ends, strict=False)]

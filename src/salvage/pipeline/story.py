@@ -101,12 +101,13 @@ def told(figures: Figures, console: Console | None = None) -> str:
 
 def story(figures: Figures, width: int) -> Group:
     """Return the whole of it, to be printed at a width."""
-    verdict = Text(words.bottom_line(figures.rescue), style="bold")
+    compared = words.compared(figures.rescue, figures.rows)
+    verdict = Text(words.bottom_line(compared, words.not_compared(figures.rows)), style="bold")
     parts: list[Any] = [Text(""), verdict]
     sections = [
         ("What failed", Text(failed(figures.profiles, figures.asked) + cut_off(figures.truncated))),
-        ("Policies over retry that spends as many tokens: points [95%]", against_retry(figures.rescue, width - 2)),
-        ("The champion", Text(champion(figures.champion, figures.challenger, words.to_ship(figures.rescue)))),
+        ("Policies over retry that spends as many tokens: points [95%]", against_retry(compared, width - 2)),
+        ("The champion", Text(champion(figures.champion, figures.challenger, words.to_ship(compared)))),
         (f"The paper's rule, by one attempt on each {STEERABLE_HARD} failure: % [95%]", rule(figures.rows)),
         ("The rest", places(figures)),
     ]

@@ -112,6 +112,12 @@ def _chat(fields: dict[str, Any]) -> dict[str, str]:
     return {"messages": messages, "prompt": told}
 
 
+def verifier_files(table: pd.DataFrame) -> list[Path]:
+    """Return the files in this folder that hold a problem set's own verifiers: what is right depends on them too."""
+    names = {str(name).partition(":")[0].partition(".")[0] for name in table["verifier"].unique() if ":" in str(name)}
+    return [path for name in sorted(names) for path in (Path(f"{name}.py"), Path(name)) if path.exists()]
+
+
 def from_jsonl(path: str | Path) -> pd.DataFrame:
     """Read problems from a JSON Lines file.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import time_ns
@@ -26,10 +27,11 @@ from salvage.problems import sets as problem_sets
 from salvage.project import settings as params
 from salvage.project.settings import Cell, Settings
 from salvage.rescue.guide import STOP, Route, routes
-from salvage.rescue.waves import SAMPLE, Try, Waves
+from salvage.rescue.waves import SAMPLE, Try, Waves, forget
 from salvage.serving import policy_uri
 from salvage.tables import shards
 from salvage.tables.files import whole_lines, writing
+from salvage.tables.locks import locked
 
 SOLVED, STOPPED, SPENT, UNVERIFIED = "solved", "stopped", "spent", "unverified"
 CODE = [
@@ -336,38 +338,42 @@ def rescue(
     Raises
     ------
     SalvageError
-        Where the problems, models or verifiers cannot be had, or `out` belongs to another job.
+        Where the problems, models or verifiers cannot be had, or `out` belongs to another job or is being written.
 
     Examples
     --------
     >>> for outcome in rescue("problems.jsonl", pair("my/specialist", "my/ancestor")):  # doctest: +SKIP
     ...     print(outcome.problem_id, outcome.status, outcome.operator)
     """
-    settings = settings or params.load()
-    table = problem_sets.load(problems) if isinstance(problems, str) else problems
-    cell = fitting.fitted(cell, settings, table.to_dict("records"))
-    settings = settled(cell, settings)
-    fitted = policy_uri.load(policy) if isinstance(policy, str) else policy
-    first = int(settings["rescue"]["rollouts"])
-    told = [asdict(budget), price, look, fitted.version if fitted else "retry"]
-    mark = fingerprint(cell, table, settings, told)
     record = out.with_name(f".{out.name}.record") if out else None
     if out and record and out.exists() and not record.exists():
         raise SalvageError(f"{out} is there already and has no record beside it to go on from; write to another file")
-    waves = Waves(
-        table,
-        lambda: open_engine(cell, settings, ancestor=fitted is not None),
-        settings,
-        cell=cell.name,
-        look=look,
-        record=record,
-        mark=mark,
-    )
-    try:
-        outcomes = Loop(table, waves, fitted, budget, first=first, price=price).run()
-        yield from outcomes if out is None else _written(outcomes, out)
-    finally:
-        waves.close()
+    busy = f"{out} is being written by another salvage rescue; let it end, or write to another file"
+    with locked(record, busy) if record else nullcontext():
+        settings = settings or params.load()
+        table = problem_sets.load(problems) if isinstance(problems, str) else problems
+        cell = fitting.fitted(cell, settings, table.to_dict("records"))
+        settings = settled(cell, settings)
+        fitted = policy_uri.load(policy) if isinstance(policy, str) else policy
+        first = int(settings["rescue"]["rollouts"])
+        told = [asdict(budget), price, look, fitted.version if fitted else "retry"]
+        mark = fingerprint(cell, table, settings, told)
+        if out and record and not whole_lines(out):
+            forget(record, mark)
+        waves = Waves(
+            table,
+            lambda: open_engine(cell, settings, ancestor=fitted is not None),
+            settings,
+            cell=cell.name,
+            look=look,
+            record=record,
+            mark=mark,
+        )
+        try:
+            outcomes = Loop(table, waves, fitted, budget, first=first, price=price).run()
+            yield from outcomes if out is None else _written(outcomes, out)
+        finally:
+            waves.close()
 
 
 def fingerprint(cell: Cell, problems: pd.DataFrame, settings: Settings, *parts: Any, code: Sequence[str] = ()) -> str:
@@ -379,7 +385,7 @@ def fingerprint(cell: Cell, problems: pd.DataFrame, settings: Settings, *parts: 
         engine_mark(cell, settings, problems),
         problems.to_dict("list"),
         *parts,
-        files=weights(cell, ancestor=True),
+        files=[*weights(cell, ancestor=True), *problem_sets.verifier_files(problems)],
         code=[*CODE, *code],
     )
 

@@ -27,7 +27,7 @@ from salvage.method.looks import looks
 from salvage.problems.judging import Judge, Verdict
 from salvage.project.settings import Settings
 from salvage.tables import vocabulary
-from salvage.tables.files import whole_lines, write_text, writing
+from salvage.tables.files import whole_lines, writing
 
 SAMPLE = "sample"  # a first rollout, before the policy is asked
 FACTS = ["cell", "problem_id", "n_failed_rollouts", *vocabulary.FEATURES, *vocabulary.FACTS]  # what a policy is told
@@ -259,12 +259,23 @@ def _scored(failure: operators.Failure, facts: dict[str, Any], view: dict[str, A
     }
 
 
+def forget(record: Path, mark: str) -> None:
+    """Empty the record of another job, one that came to no outcome: a start that failed shall not bar the next."""
+    lines = whole_lines(record)
+    if lines and json.loads(lines[0]) != {"mark": mark}:
+        os.truncate(record, 0)
+
+
 def _read(record: Path, mark: str) -> list[dict[str, Any]]:
     """Return the recorded waves, begin a record where there is none; a torn last line is cut off."""
-    if not record.exists():
-        write_text(record, json.dumps({"mark": mark}) + "\n")
     lines = [json.loads(line) for line in whole_lines(record)]
-    if not lines or lines[0] != {"mark": mark}:
+    if not lines:
+        lines = [{"mark": mark}]
+        with writing(record):
+            record.parent.mkdir(parents=True, exist_ok=True)
+            with record.open("a", encoding="utf-8") as file:  # in place: it may be locked
+                file.write(json.dumps(lines[0]) + "\n")
+    if lines[0] != {"mark": mark}:
         raise SalvageError(
             f"{record}: this job was begun with other models, problems, settings or policy; "
             "write to another file, or delete this one and the outcomes beside it"
