@@ -1,7 +1,8 @@
 """Verifiers: is a completion of a problem right?
 
-A verifier takes a problem (a row of the problems table, as a mapping) and a completion's text. Problems name theirs in
-the column `verifier`:
+A verifier takes a problem (a row of the problems table, as a mapping) and a completion's text, of which it sees what
+follows its thoughts: after ``</think>`` only what comes then counts, and while a thought is open there is no answer
+(`salvage.problems.thinking`, for all verifiers alike). Problems name theirs in the column `verifier`:
 
 `exact`
     The answer is the whole text or the text's final answer, both stripped of white space at their ends; case counts.
@@ -39,6 +40,7 @@ import numpy as np
 import pandas as pd
 
 from salvage.errors import SalvageError
+from salvage.problems import thinking
 
 Problem = Mapping[str, Any]
 Verifier = Callable[[Problem, str], bool]
@@ -119,11 +121,21 @@ def verifier(name: str) -> Verifier:
         Where no verifier has the name, or a user's function cannot be imported or called.
     """
     if name in _BUILT_IN:
-        return _BUILT_IN[name]
+        return _of_answers(_BUILT_IN[name])
     if ":" in name:
-        return _users(name)
+        return _of_answers(_users(name))
     known = ", ".join(_BUILT_IN)
     raise SalvageError(f"there is no verifier {name!r}; take one of {known}, or your own as module:function")
+
+
+def _of_answers(judge: Verifier) -> Verifier:
+    """Return a verifier that is asked about the part of a text that is its answer, where there is one."""
+
+    def verify_answer(problem: Problem, text: str) -> bool:
+        part = thinking.answer_part(thinking.within(str(problem.get("prompt", "")), text))
+        return part is not None and judge(problem, part)
+
+    return verify_answer
 
 
 def check_answer(name: str, answer: str) -> None:
