@@ -35,3 +35,12 @@ def within(prompt: str, text: str) -> str:
     end = prompt.rstrip().lower()
     opening = next((opening for opening, _ in THINKING if end.endswith(opening.lower())), "")
     return opening + text
+
+
+def tagged(text: str) -> tuple[int, int] | None:
+    """Return where what the last ``<answer>...</answer>`` holds begins and ends."""
+    start = text.rfind("<answer>", 0, max(text.rfind("</answer>"), 0))
+    if start < 0:
+        return None
+    start += len("<answer>")
+    return start, text.index("</answer>", start)

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import re
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -40,7 +39,7 @@ import numpy as np
 import pandas as pd
 
 from salvage.errors import SalvageError
-from salvage.problems import thinking
+from salvage.problems import numbers, thinking
 
 Problem = Mapping[str, Any]
 Verifier = Callable[[Problem, str], bool]
@@ -71,12 +70,6 @@ EVALUATING = frozenset(
         "string_insertion",
     }
 )
-
-_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_WHOLE = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
-_UNSIGNED = rf"(?:{_WHOLE}(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?"
-# a sign belongs to the number unless an operand stands before it: the last number of 10-3 is 3
-_NUMBER = re.compile(rf"(?P<top>(?:(?<![\w.)\]])[-+]\$?)?{_UNSIGNED})(?:/(?P<bottom>{_UNSIGNED}))?", re.ASCII)
 
 
 def verify(problems: pd.DataFrame, problem_ids: Sequence[str], texts: Sequence[str]) -> np.ndarray:
@@ -146,27 +139,17 @@ def check_answer(name: str, answer: str) -> None:
 
 def final_answer(text: str) -> str:
     """Return the final answer that `exact` reads from a text; the module's docstring says how."""
-    if tagged := _TAGGED.findall(text):
-        return str(tagged[-1]).strip()
+    if tag := thinking.tagged(text):
+        return text[slice(*tag)].strip()
     if "####" in text:
         return (text.rpartition("####")[2].splitlines() or [""])[0].strip()
     return _last_line(text)
 
 
 def last_number(text: str) -> Fraction | None:
-    """Return the last number in a text, exactly; None where there is none, or one too long to be meant."""
-    found = list(_NUMBER.finditer(text.replace("−", "-")))
-    if not found:
-        return None
-    top, bottom = (_fraction(found[-1][part] or "1") for part in ("top", "bottom"))
-    return top / bottom if top is not None and bottom else None
-
-
-def _fraction(number: str) -> Fraction | None:
-    mantissa, _, exponent = number.replace(",", "").replace("$", "").lower().partition("e")
-    if len(mantissa) > 1000 or len(exponent) > 4:  # 1e999999999 would fill the memory with its digits
-        return None
-    return Fraction(mantissa) * Fraction(10) ** int(exponent or 0)
+    """Return the number that `numeric` reads from a text, as it is written; None where there is none."""
+    number = numbers.stated(text)
+    return None if number is None else number.value
 
 
 def _last_line(text: str) -> str:
@@ -185,15 +168,18 @@ def _exact_answer(problem: Problem) -> str:
 
 
 def _numeric(problem: Problem, text: str) -> bool:
-    return _numeric_answer(problem) == last_number(text)
+    number = numbers.stated(text)
+    reference = _numeric_answer(problem)
+    return number is not None and number.equals(reference)
 
 
-def _numeric_answer(problem: Problem) -> Fraction:
-    number = last_number(str(problem["answer"]))
+def _numeric_answer(problem: Problem) -> numbers.Number:
+    answer = str(problem["answer"])
+    number = numbers.reference(answer)
     if number is None:
+        told = "which is more than one number alone" if any(map(str.isdigit, answer)) else "in which there is no number"
         raise SalvageError(
-            f"{_named(problem)} has the answer {problem['answer']!r}, in which there is no number; "
-            "correct it or take the verifier exact"
+            f"{_named(problem)} has the answer {problem['answer']!r}, {told}; correct it or take the verifier exact"
         )
     return number
 
@@ -231,8 +217,8 @@ def _seconds() -> int | None:
 
 def _reasoning_gym(problem: Problem, text: str) -> bool:
     name = reasoning_gym_entry(problem)["metadata"]["source_dataset"]
-    tagged = _TAGGED.findall(text)
-    candidates = [tagged[-1].strip()] if tagged else list(dict.fromkeys([text.strip(), _last_line(text)]))
+    tag = thinking.tagged(text)
+    candidates = [text[slice(*tag)].strip()] if tag else list(dict.fromkeys([text.strip(), _last_line(text)]))
     return any(_full_score(name, candidate, problem) for candidate in candidates)
 
 
