@@ -31,7 +31,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ import numpy as np
 import pandas as pd
 
 from salvage.errors import SalvageError
-from salvage.problems import numbers, thinking
+from salvage.problems import latex, numbers, thinking
 
 Problem = Mapping[str, Any]
 Verifier = Callable[[Problem, str], bool]
@@ -185,28 +185,18 @@ def _numeric_answer(problem: Problem) -> numbers.Number:
 
 
 def _math(problem: Problem, text: str) -> bool:
-    from math_verify import parse, verify
-
     gold = _math_answer(problem)
-    return bool(verify(gold, parse(text, parsing_timeout=_seconds()), timeout_seconds=_seconds()))
+    return latex.equal(gold, latex.read(text, _seconds()), _seconds())
 
 
 def _math_answer(problem: Problem) -> list[Any]:
-    gold = _math_parsed(str(problem["answer"]).strip(), _seconds())
+    gold = latex.reference(str(problem["answer"]).strip(), _seconds())
     if not gold:
         raise SalvageError(
-            f"{_named(problem)} has the answer {problem['answer']!r}, which math-verify cannot read; "
+            f"{_named(problem)} has the answer {problem['answer']!r}, which math-verify cannot read whole; "
             "correct it or take the verifier exact"
         )
     return gold
-
-
-@lru_cache(maxsize=4096)
-def _math_parsed(answer: str, seconds: int | None) -> list[Any]:
-    from math_verify import parse
-
-    marked = any(mark in answer for mark in ("$", "\\boxed", "\\(", "\\["))
-    return list(parse(answer if marked else f"${answer}$", parsing_timeout=seconds)) if answer else []
 
 
 def _seconds() -> int | None:
