@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,9 @@ import numpy as np
 import pandas as pd
 
 from salvage.errors import SalvageError
-from salvage.problems.verifiers import check_answer, verifier, verify
+from salvage.problems.judging import Judge
+from salvage.problems.verifiers import check_answer, verifier
+from salvage.project.pool import share
 from salvage.tables import schema
 from salvage.tables.jsonl import Line, read_lines
 
@@ -91,7 +94,8 @@ def import_rollouts(
     rows = [_row(rollout, cell, encode) for rollout in rollouts]
     for row, correct in zip(rows, _verdicts(rollouts, problems), strict=True):
         row["correct"] = correct
-    return schema.check(pd.DataFrame(rows), schema.ROLLOUTS, path)
+    judged = [row for row in rows if row["correct"] is not None]  # else it is neither right nor a failure
+    return schema.check(pd.DataFrame(judged), schema.ROLLOUTS, path)
 
 
 def lm_eval_problems(path: str | Path, verifier_name: str = "exact") -> pd.DataFrame:
@@ -268,10 +272,21 @@ def _tokens(rollout: _Rollout, encode: Encode | None) -> list[int]:
     return own
 
 
-def _verdicts(rollouts: list[_Rollout], problems: pd.DataFrame) -> list[bool]:
+def _verdicts(rollouts: list[_Rollout], problems: pd.DataFrame) -> list[bool | None]:
     unknown = [i for i, rollout in enumerate(rollouts) if rollout.correct is None]
-    found = verify(problems, [rollouts[i].problem_id for i in unknown], [rollouts[i].text for i in unknown])
-    verdicts = [bool(rollout.correct) for rollout in rollouts]
-    for i, correct in zip(unknown, found, strict=True):
-        verdicts[i] = bool(correct)
+    verdicts = [rollout.correct for rollout in rollouts]
+    with Judge(problems, workers=share()) as judge:
+        found = judge.verify([rollouts[i].problem_id for i in unknown], [rollouts[i].text for i in unknown])
+    for i, verdict in zip(unknown, found, strict=True):
+        verdicts[i] = verdict.correct
+    troubles = [(i, verdict.trouble) for i, verdict in zip(unknown, found, strict=True) if verdict.correct is None]
+    if troubles:
+        i, trouble = troubles[0]
+        if len(troubles) == len(rollouts):
+            rollouts[i].line.refuse(f"no rollout has a verdict: {trouble}; correct that")
+        warnings.warn(
+            f"{rollouts[i].line.path}: {len(troubles)} of {len(rollouts)} rollouts have no verdict and are left out; "
+            f"the first, line {rollouts[i].line.number}: {trouble}",
+            stacklevel=2,
+        )
     return verdicts

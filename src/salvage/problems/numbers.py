@@ -227,14 +227,29 @@ def _marked(text: str) -> _Found | None:
 
 
 def _box(text: str) -> _Found | None:
+    place = _last_box(text)
+    if place is None:
+        return None
+    start, held = place
+    return _Found(None if held is None else _alone(_plain(held)), start, start)
+
+
+def boxed(text: str) -> str | None:
+    """Return what the last box of a text holds; None where there is no box, or it is cut off."""
+    place = _last_box(text)
+    return None if place is None or place[1] is None else place[1].strip()
+
+
+def _last_box(text: str) -> tuple[int, str | None] | None:
+    """Return where the last box begins, and what it holds: None where it is cut off; an empty one is none."""
     for match in reversed(list(_BOX.finditer(text))):
         if match["bare"]:
-            return _Found(_alone(_plain(match["bare"])), match.start(), match.end())
+            return match.start(), match["bare"]
         end = _closing(text, match.end())
-        if end is None:  # cut off within
-            return _Found(None, match.start(), len(text))
+        if end is None:
+            return match.start(), None
         if text[match.end() : end].strip():  # an empty one is no answer but an instruction
-            return _Found(_alone(_plain(text[match.end() : end])), match.start(), end)
+            return match.start(), text[match.end() : end]
     return None
 
 

@@ -53,6 +53,13 @@ GUESS_RATES: dict[str, float | None] = {
 }
 """The chance that a guess passes; None where it depends on how many answers the task has (a yes or no: 0.5)."""
 
+CODE = [
+    *(f"problems/{name}.py" for name in ("verifiers", "thinking", "numbers", "latex", "judging")),
+    "tables/vocabulary.py",  # what opens a thought
+    "lab/task.py",
+]
+"""The modules that verdicts depend on, for fingerprints."""
+
 # Their scorers call Python's eval, or sympy's parser that does, on the model's answer or on the entry's text, so that
 # a completion or a problem file could run any code here.
 EVALUATING = frozenset(

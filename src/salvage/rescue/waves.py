@@ -200,8 +200,8 @@ class Waves:
         table = pd.DataFrame(keys | {"tokens": [t for _, _, t in flat], "text": texts, "correct": False})
         rows = pd.DataFrame(keys | {name: [s[name] for s in signals] for name in vocabulary.SIGNALS})
         features = rollout_features(rows, values["window"])
-        verifier = self.problems.set_index("problem_id")["verifier"].loc[ids[0]]
-        known = make_facts(table, features, verifier).set_index("problem_id")
+        verifier = self.problems.set_index("problem_id")["verifier"]
+        known = make_facts(table, features, verifier.to_dict()).set_index("problem_id")
         means = features.groupby("problem_id", sort=False)[vocabulary.FEATURES].mean()
         count = features.groupby("problem_id", sort=False).size().rename("n_failed_rollouts")
         known = known.join(means).join(count).reset_index()[FACTS]
