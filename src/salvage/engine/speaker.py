@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from salvage.engine.base import Request
 from salvage.errors import SalvageError
+from salvage.tables.vocabulary import THINKING
 
 
 class Speaker:
@@ -32,6 +33,10 @@ class Speaker:
         self.configs = [_config(name) for name in (specialist, ancestor) if name is not None]
         self.ends = _ends(specialist, self.configs[0], self.tokenizer)
         self.vocabulary = min(config.vocab_size for config in self.configs)
+        special = {i: token.content for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        self._special = set(special)
+        marks = [mark for pair in THINKING for mark in pair]
+        self._marks = {i for i, content in special.items() if any(content in mark for mark in marks)}
         contexts = [getattr(config, "max_position_embeddings", None) for config in self.configs]
         self.context: int | None = min([c for c in contexts if c], default=None)
 
@@ -40,8 +45,11 @@ class Speaker:
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def text(self, tokens: list[int]) -> str:
-        """Return a completion's text, special tokens left out."""
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        """Return a completion's text, special tokens left out but for marks of thoughts, which verifiers go by."""
+        if self._marks.isdisjoint(tokens):
+            return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        kept = [token for token in tokens if token in self._marks or token not in self._special]
+        return str(self.tokenizer.decode(kept, skip_special_tokens=False))
 
     def close(self) -> None:
         """End what the engine has started, where it started something."""

@@ -20,7 +20,7 @@ from salvage.errors import SalvageError
 from salvage.lab.problems import lab_problems
 from salvage.method import facts, features, operators, profiles
 from salvage.pipeline.verdicts import Unverified, beside, refuse_none_right, tell
-from salvage.problems import sets, verifiers
+from salvage.problems import sets, thinking, verifiers
 from salvage.problems.judging import Judge
 from salvage.project.pool import each, share
 from salvage.project.settings import DATA, LAB_PROBLEMS, MODELS, Cell, LabModel, Settings, problem_file
@@ -130,7 +130,9 @@ def _sample(cell: Cell, settings: Settings) -> bool:
                 max_tokens=values["max_tokens"],
             )
             texts = [engine.text(c.tokens) for c in done]
-            verdicts = judge.verify([p for p, _ in keys], texts)
+            ends = {p: engine.text(prompt[-thinking.TAIL :]) for p, prompt in prompts.items()}
+            asked = [thinking.within(ends[p], text) for (p, _), text in zip(keys, texts, strict=True)]
+            verdicts = judge.verify([p for p, _ in keys], asked)
             unverified.note([{"problem_id": p, "rollout": k} for p, k in keys], texts, verdicts)
             made = pd.DataFrame(
                 {
@@ -286,7 +288,8 @@ def _intervene(cell: Cell, settings: Settings) -> bool:
             ]
             done = engine.decode(requests, temperature=sampling["temperature"], max_tokens=sampling["max_tokens"])
             ids, texts = [key[0].problem_id for key in keys], [engine.text(c.tokens) for c in done]
-            verdicts = judge.verify(ids, texts)
+            ends = {f.problem_id: engine.text(f.prompt[-thinking.TAIL :]) for f in some}
+            verdicts = judge.verify(ids, [thinking.within(ends[i], text) for i, text in zip(ids, texts, strict=True)])
             names = ("operator", "anchor", "continuation", "attempt")
             told = [
                 {"problem_id": i, **dict(zip(names, key[1:], strict=True))} for i, key in zip(ids, keys, strict=True)

@@ -30,6 +30,9 @@ def answer_part(text: str) -> str | None:
     return None if closing else text[start:]
 
 
+TAIL = 16  # tokens at the end of a prompt, enough for a mark
+
+
 def within(prompt: str, text: str) -> str:
     """Return the text, begun with the mark that its prompt ends on, where that opens a thought."""
     end = prompt.rstrip().lower()

@@ -9,11 +9,12 @@ follows its thoughts: after ``</think>`` only what comes then counts, and while 
     The final answer is what the last ``<answer>...</answer>`` holds; without one, the rest of the line after the last
     ``####`` (as in GSM8K); without that, the last line that is not blank.
 `numeric`
-    The last number in the text equals the last number in the answer, exactly: ``1,234.50``, ``+1234.5`` and
-    ``2469/2`` are one number. A percent sign or a unit is not read, so 50% is 50.
+    The number that the text states equals the answer, exactly: in its last box, ``<answer>`` or ``####``, else in "the
+    answer is ...", else the last number (`salvage.problems.numbers`). ``1,234.50`` and ``\\frac{2469}{2}`` are one.
+    Units are not compared; 50% is 50 and 0.5.
 `math`
-    Math-Verify holds the text to be equal to the answer, which is read as LaTeX. Prose and mathematics apart: it
-    compares letters as products of symbols, so for words take `exact`.
+    Math-Verify holds the text to be equal to the answer, which is read as LaTeX, whole (`salvage.problems.latex`).
+    Prose and mathematics apart: it compares letters as products of symbols, so for words take `exact`.
 `reasoning_gym`
     Reasoning Gym's own scorer gives the full score to what the last ``<answer>...</answer>`` holds; without one, to
     the whole stripped text or to its last line. The problem's `metadata` is Reasoning Gym's entry as JSON.

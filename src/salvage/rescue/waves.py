@@ -24,6 +24,7 @@ from salvage.method import operators
 from salvage.method.facts import make_facts
 from salvage.method.features import rollout_features
 from salvage.method.looks import looks
+from salvage.problems import thinking
 from salvage.problems.judging import Judge, Verdict
 from salvage.project.settings import Settings
 from salvage.tables import vocabulary
@@ -148,10 +149,12 @@ class Waves:
         engine, judge = self._opened()
         started = time_ns()
         values = {name: self.settings["sample"][name] for name in ("temperature", "max_tokens")}
-        done = engine.decode([self._request(engine, t) for t in tries], **values)
+        requests = [self._request(engine, t) for t in tries]
+        done = engine.decode(requests, **values)
         texts = [engine.text(c.tokens) for c in done]
         decoded = time_ns()
-        verdicts = judge.verify([t.problem_id for t in tries], texts)
+        ends = [engine.text(request.prompt[-thinking.TAIL :]) for request in requests]
+        verdicts = judge.verify([t.problem_id for t in tries], list(map(thinking.within, ends, texts)))
         verified = time_ns()
         results = [_result(*row) for row in zip(tries, done, texts, verdicts, strict=True)]
         to_score = [i for i, t in enumerate(tries) if t.score and verdicts[i].correct is False]
