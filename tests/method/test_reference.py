@@ -1,51 +1,223 @@
-"""The letter of method.md, token by token, is what the engine decodes."""
+"""The letter of method.md on models of a few tokens, where every choice can be worked out by hand."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from math import exp, log
 
+import numpy as np
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
 
-from salvage.engine.base import COV, PATH, Intervention, Request, seed_of
-from salvage.engine.transformers import TransformersEngine
-from salvage.method.reference import Array, Model, decode
+from salvage.engine.base import COV, PATH, Completion, Intervention, Request, Sampling
+from salvage.method.reference import Array, Model, _fires, decode, mixed, softmax
+from salvage.method.reference import drawn as drawn_by
+from salvage.method.signals import token_signals
 
-PROMPTS = ["1+2:", "3*4-5:", "6-7+8*9:"]
-ACTS = [
-    Intervention(),
-    Intervention("sparse", threshold=0.5, warmup=2),
-    Intervention("sparse", threshold=0.5, warmup=1, wrong=True, alpha=0.3),
-    Intervention("sparse", position=4, mix=COV, alpha=0.4),
-    Intervention("sparse", position=2, alpha=0.4),
-    Intervention("local_temp", threshold=0.8, warmup=1, local_temperature=2.0),
-    Intervention("local_temp", position=3, local_temperature=2.0),
-    Intervention("dense", mix=PATH),
-    Intervention("dense", mix=COV, alpha=0.5, greedy=True),
-]
+PROMPT = [7, 7]
 
 
-def forward(folder: Path) -> Model:
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+def drawn(weights: Array, uniform: float) -> int:
+    return drawn_by(weights, uniform, Sampling(1.0))
 
-    def logits(tokens: list[int]) -> Array:
-        with torch.no_grad():
-            return model(torch.tensor([tokens])).logits[0, -1].double().numpy()
+
+def sure(tokens: list[int]) -> Model:
+    """Return a model of four tokens that says these in turn, surely: at a completion's position t, tokens[t]."""
+
+    def logits(so_far: list[int]) -> Array:
+        assert so_far[:2] == PROMPT
+        at = len(so_far) - 2
+        return np.where(np.arange(4) == tokens[at % len(tokens)], 50.0, 0.0)
 
     return logits
 
 
-@pytest.mark.parametrize("greedy", [False, True])
-def test_the_engine_decodes_by_the_letter(pair: tuple[Path, Path], greedy: bool) -> None:
-    engine, models = TransformersEngine(*pair, top_k_cov=3), [forward(folder) for folder in pair]
-    some = [
-        Request(engine.encode(p), seed_of(p, k), prefix=engine.encode(p)[:k], intervention=act, greedy=greedy)
-        for p in PROMPTS
-        for k in range(2)
-        for act in ACTS
-    ]
-    done = engine.decode(some, temperature=0.6, max_tokens=12)
-    told = [decode(*models, r, temperature=0.6, max_tokens=12, ends=engine.ends, top_k_cov=3) for r in some]
-    assert done == told
-    assert sum(c.position >= 0 for c in told) > len(some) / 3
+def always(*logits: float) -> Model:
+    return lambda so_far: np.array(logits)
+
+
+def whole(tokens: list[int], n_tokens: int, n_ancestor_tokens: int, n_prefill: int, position: int) -> Completion:
+    """Return a completion that is truncated where its last new token is no end, 3."""
+    ended = n_tokens > 0 and tokens[-1] == 3
+    return Completion(tokens, n_tokens, n_ancestor_tokens, n_prefill, position, truncated=not ended)
+
+
+def answered(
+    act: Intervention | None = None,
+    *,
+    specialist: Model | None = None,
+    ancestor: Model | None = None,
+    prefix: list[int] | None = None,
+    seed: int = 0,
+    greedy: bool = False,
+    temperature: float = 1.0,
+    most: int = 6,
+) -> Completion:
+    """Decode with a specialist that says 0 1 2 0 1 2 and an ancestor that says 1 all the time; 3 ends."""
+    request = Request(PROMPT, seed, prefix=prefix or [], intervention=act or Intervention(), greedy=greedy)
+    pair = specialist or sure([0, 1, 2]), ancestor or sure([1])
+    return decode(*pair, request, sampling=Sampling(temperature), max_tokens=most, ends=[3], top_k_cov=4)
+
+
+# ------------------------------------------------------------------ where it begins, acts and ends
+
+
+def test_a_plain_decode_goes_on_to_the_most_tokens_or_an_end() -> None:
+    assert answered() == whole([0, 1, 2, 0, 1, 2], 6, 0, 2, -1)
+    assert answered(most=2) == whole([0, 1], 2, 0, 2, -1)
+    assert answered(specialist=sure([0, 3, 1])) == whole([0, 3], 2, 0, 2, -1)  # the end is said
+
+
+def test_a_prefix_is_kept_and_not_paid_for_and_its_own_end_does_not_end() -> None:
+    assert answered(prefix=[2, 3]) == whole([2, 3, 2, 0, 1, 2], 4, 0, 4, -1)
+    assert answered(prefix=[2, 2, 2], specialist=sure([0, 1, 2, 3])) == whole([2, 2, 2, 3], 1, 0, 5, -1)
+    assert answered(prefix=[1] * 6) == whole([1] * 6, 0, 0, 8, -1)
+
+
+@pytest.mark.parametrize("mix", [PATH, COV, None])
+@pytest.mark.parametrize("position", range(5))
+def test_sparse_takes_the_mixs_best_at_its_position(mix: int | None, position: int) -> None:
+    """Weighed 0.3 to 0.7, both mixes have the ancestor's 1 there; until then it is heard, and there once more."""
+    expected = [0, 1, 2, 0, 1, 2]
+    expected[position] = 1
+    act = Intervention("sparse", position=position, mix=mix, alpha=0.3)
+    assert answered(act) == whole(expected, 6, position + 1, 4, position)
+    mine = Intervention("sparse", position=position, mix=mix, alpha=0.7)
+    assert answered(mine) == whole([0, 1, 2, 0, 1, 2], 6, position + 1, 4, position)
+
+
+def test_a_position_within_the_prefix_has_passed() -> None:
+    act = Intervention("sparse", position=1, mix=PATH, alpha=0.3)
+    assert answered(act, prefix=[0, 1]) == whole([0, 1, 2, 0, 1, 2], 4, 0, 8, -1)
+    at = Intervention("sparse", position=2, mix=PATH, alpha=0.3)
+    assert answered(at, prefix=[0, 1]) == whole([0, 1, 1, 0, 1, 2], 4, 1, 8, 2)
+    assert answered(Intervention("sparse", position=9)) == whole([0, 1, 2, 0, 1, 2], 6, 6, 4, -1)
+
+
+def test_watching_it_acts_once_where_j_first_reaches_the_threshold() -> None:
+    """Where the specialist says 0 or 2 the ancestor would not; j is large there, and 0 where both say 1."""
+    expected = {0: ([1, 1, 2, 0, 1, 2], 0), 1: ([0, 1, 1, 0, 1, 2], 2), 2: ([0, 1, 1, 0, 1, 2], 2)}
+    expected |= {3: ([0, 1, 2, 1, 1, 2], 3), 4: ([0, 1, 2, 0, 1, 1], 5)}
+    for warmup, (tokens, at) in expected.items():
+        act = Intervention("sparse", threshold=5.0, warmup=warmup, mix=PATH, alpha=0.3)
+        assert answered(act) == whole(tokens, 6, at + 1, 4, at)
+    assert answered(Intervention("sparse", threshold=1e9)) == whole([0, 1, 2, 0, 1, 2], 6, 6, 4, -1)
+    both = Intervention("sparse", threshold=1e9, position=2, mix=PATH, alpha=0.3)
+    assert answered(both) == whole([0, 1, 1, 0, 1, 2], 6, 3, 4, 2)  # the position at the latest
+
+
+def test_the_threshold_itself_is_reached() -> None:
+    z_s, z_a = np.array([0.0, 0.5, 0.0, -9.0]), np.array([1.0, 0.0, 0.0, -9.0])
+    for token in range(3):
+        j = token_signals(z_s[None], z_a[None], [token], temperature=0.8, top_k_cov=4)["j"][0]
+        for threshold, acts in ((j, True), (j + 1e-9, False)):
+            act = Intervention("sparse", threshold=threshold, mix=PATH)
+            seed = next(s for s in range(99) if drawn(softmax(z_s / 0.8), first(s, 1)) == token)
+            told = answered(act, specialist=always(*z_s), ancestor=always(*z_a), seed=seed, temperature=0.8, most=1)
+            assert (told.position == 0) == acts
+
+
+def first(seed: int, most: int, row: int = 0, at: int = 0) -> float:
+    return float(np.random.Generator(np.random.Philox(seed)).random((2, most))[row, at])
+
+
+def test_local_temperature_redraws_one_token_and_never_asks_the_ancestor_but_to_watch() -> None:
+    for seed in range(5):
+        act = Intervention("local_temp", position=2, local_temperature=30.0)
+        token = drawn(softmax(np.array([0, 0, 50.0, 0]) / 30), first(seed, 6, 1, 2))
+        tokens = [0, 1, token, 0, 1, 2] if token != 3 else [0, 1, 3]
+        assert answered(act, seed=seed) == whole(tokens, len(tokens), 0, 2, 2)
+    watching = answered(Intervention("local_temp", threshold=5.0, local_temperature=0.1))
+    assert watching == whole([0, 1, 2, 0, 1, 2], 6, 1, 4, 0)
+
+
+def test_dense_mixes_every_token() -> None:
+    for mix in (PATH, COV, None):
+        assert answered(Intervention("dense", mix=mix, alpha=0.0)) == whole([1] * 6, 6, 6, 4, -1)
+        assert answered(Intervention("dense", mix=mix, alpha=1.0)) == whole([0, 1, 2, 0, 1, 2], 6, 6, 4, -1)
+    wrong = Intervention("dense", mix=PATH, wrong=True, alpha=0.0)
+    assert answered(wrong, prefix=[0]) == whole([0, 1, 1, 1, 1, 1], 5, 5, 6, -1)
+
+
+def test_greedy_takes_the_best_and_a_dense_best_is_the_mixs() -> None:
+    close = always(0.0, 0.2, 0.1, -9.0)
+    assert answered(specialist=close, greedy=True).tokens == [1] * 6
+    sampled = [answered(specialist=close, seed=s).tokens for s in range(20)]
+    assert len({tuple(tokens) for tokens in sampled}) > 10
+    act = Intervention("dense", mix=PATH, alpha=0.5, greedy=True)
+    assert answered(act, specialist=close, ancestor=always(0.0, 0.0, 0.2, -9.0)).tokens == [2] * 6
+    loose = Intervention("dense", mix=PATH, alpha=0.5)
+    told = answered(loose, specialist=close, ancestor=always(0.0, 0.0, 0.2, -9.0), greedy=True)
+    assert told.tokens != [2] * 6  # greedy is the specialist's; the mix is still drawn from
+
+
+# ------------------------------------------------------------------ chance
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_each_position_has_its_own_random_number(temperature: float) -> None:
+    z_s, z_a = np.array([0.3, 0.0, 0.6, -1e9]), np.array([0.0, 0.9, 0.0, -1e9])
+    pair = {"specialist": always(*z_s), "ancestor": always(*z_a), "temperature": temperature, "most": 8}
+    for seed in range(10):
+        plain = [drawn(softmax(z_s / temperature), first(seed, 8, 0, t)) for t in range(8)]
+        assert answered(seed=seed, **pair).tokens == plain  # type: ignore[arg-type]
+        prefixed = answered(seed=seed, prefix=[1, 1, 1], **pair)  # type: ignore[arg-type]
+        assert prefixed.tokens == [1, 1, 1, *plain[3:]]  # the same as if it had come that way
+        act = Intervention("dense", mix=COV, alpha=0.4)
+        mix = 0.4 * softmax(z_s / temperature) + 0.6 * softmax(z_a / temperature)
+        dense = answered(act, seed=seed, **pair)  # type: ignore[arg-type]
+        assert dense.tokens == [drawn(mix, first(seed, 8, 0, t)) for t in range(8)]
+
+
+def test_a_token_is_drawn_by_inverting_the_cumulative_weights() -> None:
+    weights = np.array([1.0, 0.0, 2.0, 1.0])
+    expected = {0.0: 0, 0.249: 0, 0.25: 2, 0.5: 2, 0.749: 2, 0.75: 3, 0.999: 3, 1.0: 3}
+    assert {u: drawn(weights, u) for u in expected} == expected
+    assert drawn(np.array([0.5, 0.5, 0.0]), 1.0) == 2  # past the end there is only the last
+
+
+def test_probabilities_by_hand_and_for_any_size_of_logits() -> None:
+    np.testing.assert_allclose(softmax(np.log([1.0, 2.0, 5.0])), [1 / 8, 2 / 8, 5 / 8])
+    np.testing.assert_allclose(softmax(np.array([5000.0, 5000.0 - log(3)])), [3 / 4, 1 / 4])
+    np.testing.assert_allclose(softmax(np.array([-5000.0, -np.inf])), [1, 0])
+
+
+@pytest.mark.parametrize(("kind", "wrong", "cov"), [(PATH, 0, 0), (COV, 0, 1), (PATH, 1, 1), (COV, 1, 0), (None, 0, 0)])
+def test_the_mixes_by_hand(kind: int | None, wrong: bool, cov: bool) -> None:
+    z_s, z_a, alpha, temperature = [0.0, 1.0, 3.0], [2.0, 0.5, -1.0], 0.7, 0.6
+
+    def shares(weights: list[float]) -> list[float]:
+        return [weight / sum(weights) for weight in weights]
+
+    if cov:  # a mean of probabilities
+        ours, theirs = (shares([exp(x / temperature) for x in z]) for z in (z_s, z_a))
+        expected = [alpha * s + (1 - alpha) * a for s, a in zip(ours, theirs, strict=True)]
+    else:  # a mean of logits
+        both = [alpha * s + (1 - alpha) * a for s, a in zip(z_s, z_a, strict=True)]
+        expected = shares([exp(x / temperature) for x in both])
+    act = Intervention("sparse", wrong=bool(wrong), alpha=alpha)
+    np.testing.assert_allclose(mixed(act, kind, np.array(z_s), np.array(z_a), temperature), expected)
+
+
+def test_the_larger_part_of_j_at_the_junction_decides_the_mix() -> None:
+    """Taken 0, which the ancestor hardly has, delta_path is the larger; taken 1, which both have, g_cov is."""
+    z_s, z_a = np.log([0.9, 0.1, 1e-9, 1e-30]), np.log([1e-9, 0.45, 0.55, 1e-30])
+    best = {PATH: 1, COV: 0}
+    for kind, token in best.items():
+        assert mixed(Intervention(alpha=0.45), kind, z_s, z_a, 1.0).argmax() == token
+    for taken, kind in ((0, PATH), (1, COV)):
+        told = token_signals(z_s[None], z_a[None], [taken], temperature=1.0, top_k_cov=1)
+        assert (told["delta_path"][0] > max(told["g_cov"][0], 0)) == (kind == PATH)
+        seed = next(s for s in range(99) if drawn(softmax(z_s), first(s, 1)) == taken)
+        for wrong in (False, True):
+            act = Intervention("sparse", position=0, wrong=wrong, alpha=0.45)
+            request = Request(PROMPT, seed, intervention=act)
+            done = decode(
+                always(*z_s), always(*z_a), request, sampling=Sampling(1.0), max_tokens=1, ends=[3], top_k_cov=1
+            )
+            assert done.tokens == [best[1 - kind if wrong else kind]]
+
+
+def test_of_equal_parts_the_path_decides() -> None:
+    z = np.array([0.0, 1.0, 2.0, -9.0])
+    assert _fires(Intervention("sparse", position=3), 3, z, z, 0, 1.0, 2) == (True, PATH)
+    assert _fires(Intervention("sparse", position=3, mix=COV), 3, z, z, 0, 1.0, 2) == (True, COV)
+    assert _fires(Intervention("sparse", position=3), 2, z, z, 0, 1.0, 2) is None

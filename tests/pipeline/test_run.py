@@ -47,7 +47,7 @@ def test_the_surfaces_name_the_same_stages():
     commands = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
     assert list(stages) == STAGES
     assert set(entries) == {*STAGES, "main", "route"}
-    assert commands == {*STAGES, "route", "run", "show", "import-rollouts", "import-profiles", "new"}
+    assert commands == {*STAGES, "route", "run", "show", "import-rollouts", "import-profiles", "new", "doctor"}
     for name, stage in stages.items():
         assert stage["cmd"] == f"python -m salvage {name}"
     for name, entry in entries.items():

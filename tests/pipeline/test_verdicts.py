@@ -90,9 +90,18 @@ def test_case_17_almost_nothing_right_stops_only_where_another_verifier_would_ac
     assert run("sample")  # 5 of 480 is not almost nothing
 
 
+def test_case_17_few_rollouts_stop_only_where_another_verifier_would_accept_many(project: Path) -> None:
+    problems([{"answer": "7"}] * 4)
+    given(["it is 8"] * 8, [False] * 8, 2)
+    assert run("problem_sets", "sample")
+    given(["it is 7"] * 8, [False] * 8, 2)
+    with pytest.raises(SalvageError, match=r"0 of 8 right .* by numeric 8"):
+        run("sample")
+
+
 def test_an_unfinished_thought_is_named_in_the_advice(project: Path) -> None:
-    problems([{"answer": "7"}] * 2)
-    given(["<think>7? no, let me"] * 4, [False] * 4, 2)
+    problems([{"answer": "7"}] * 50)
+    given(["<think>7? no, let me"] * 100, [False] * 100, 2)
     with pytest.raises(SalvageError, match=r"'<think>7. no, let me' .an unfinished thought, which no verifier reads"):
         run("problem_sets", "sample")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from salvage.engine.base import Sampling
 from salvage.rescue import comparison
 from salvage.rescue.comparison import _against_retry, _interpolated, _keep_looks, _retry_ahead, _timed
 from salvage.rescue.loop import Outcome
@@ -70,7 +72,7 @@ def test_retries_are_decoded_a_quarter_first_and_the_rest_for_what_still_fails()
         text = staticmethod(lambda tokens: "")
 
         def decode(self, requests: list[Any], **how: Any) -> list[Any]:
-            assert how == {"temperature": 0.7, "max_tokens": 9}
+            assert how == {"sampling": Sampling(0.7, 0.9, 5), "max_tokens": 9}
             waves.append([])
             assert len({r.seed for r in requests}) == len(requests)
             return [SimpleNamespace(tokens=[])] * len(requests)
@@ -80,7 +82,7 @@ def test_retries_are_decoded_a_quarter_first_and_the_rest_for_what_still_fails()
             waves[-1] = sorted((p, problems.count(p)) for p in set(problems))
             return [SimpleNamespace(correct=p == "a" and i == 1) for i, p in enumerate(problems)]
 
-    settings = type("S", (dict,), {"seed": 0})({"sample": {"temperature": 0.7, "max_tokens": 9}})
+    settings = type("S", (dict,), {"seed": 0})({"sample": asdict(Sampling(0.7, 0.9, 5)) | {"max_tokens": 9}})
     cell = SimpleNamespace(name="c")
     _retry_ahead(Shared(), Judge(), cell, settings, [outcome("a"), outcome("b")], 9)  # type: ignore[arg-type]
     assert waves == [[("a", 2), ("b", 2)], [("b", 7)]]

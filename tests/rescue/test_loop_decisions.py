@@ -43,7 +43,7 @@ class Scripted:
 def result(t: Try, **told: Any) -> dict[str, Any]:
     """Return a wave's result: a failure of ten tokens, unless told otherwise; scored where it was to be."""
     made = {"operator": t.operator, "correct": False, "trouble": "", "text": f"{t.operator}{t.attempt}"}
-    made |= {"tokens": [t.attempt, 7], "n_tokens": 10, "n_ancestor_tokens": 0, "position": -1}
+    made |= {"tokens": [t.attempt, 7], "n_tokens": 10, "n_ancestor_tokens": 0, "position": -1, "truncated": False}
     made |= told
     if t.score and made["correct"] is False and "scored" not in made:
         made["scored"] = {"facts": {"problem_id": t.problem_id}, "n_prefill": 44, "view": {"junction": 1}}

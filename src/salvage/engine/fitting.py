@@ -7,8 +7,8 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
-from salvage.engine.base import Request, seed_of
-from salvage.engine.opening import open_engine
+from salvage.engine.base import Request, Sampling, seed_of
+from salvage.engine.opening import open_engine, settled
 from salvage.project.machine import gpu, memory
 from salvage.project.settings import FITTED, Cell, Settings
 
@@ -51,8 +51,9 @@ def fit(cell: Cell, settings: Settings, prompts: list[str], lengths: list[int] |
     """
     names = wanted(cell, settings)
     trial = replace(cell, own=(*cell.own, *((name, TRIAL[name]) for name in names)))
-    given = settings.of(trial)["sample"]["max_tokens"]
-    with closing(open_engine(trial, settings.of(trial), ancestor=False)) as opened:
+    settings = settled(trial, settings)
+    given = settings["sample"]["max_tokens"]
+    with closing(open_engine(trial, settings, ancestor=False)) as opened:
         engine: Any = opened
         encoded = [engine.encode(prompt) for prompt in prompts]
         longest = max(map(len, encoded))
@@ -83,7 +84,7 @@ def _first(engine: Any, encoded: list[list[int]], bound: int, cell: Cell, settin
     """Sample a few problems once and return how many tokens that took."""
     some = encoded[:: max(1, len(encoded) // FIRST)][:FIRST]
     requests = [Request(p, seed_of(settings.seed, cell.name, "first", i)) for i, p in enumerate(some)]
-    done = engine.decode(requests, temperature=settings["sample"]["temperature"], max_tokens=bound)
+    done = engine.decode(requests, sampling=Sampling.of(settings["sample"]), max_tokens=bound)
     return [c.n_tokens for c in done]
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, fields, replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from salvage.engine.base import Engine
+from salvage.engine.base import Engine, Sampling
 from salvage.engine.choice import chosen
 from salvage.errors import SalvageError
 from salvage.project.settings import Cell, Settings
@@ -28,6 +30,65 @@ def open_engine(cell: Cell, settings: Settings, *, ancestor: bool) -> Engine:
     from salvage.engine.transformers import TransformersEngine
 
     return TransformersEngine(**values)
+
+
+def settled(cell: Cell, settings: Settings) -> Settings:
+    """Return the settings as a cell has them; `auto` under `sample` is what its specialist's generation config says."""
+    settings = settings.of(cell)
+    values = settings["sample"]
+    automatic = [field.name for field in fields(Sampling) if values[field.name] == "auto"]
+    if not automatic:
+        return settings
+    off = asdict(Sampling(1.0))
+    told = {name: value for name, value in generation_config(cell.specialist).items() if value is not None}
+    if told.get("top_k") == -1:  # vLLM's for all
+        del told["top_k"]
+    values |= {name: (off | told)[name] for name in automatic}
+    try:
+        Sampling.of(values)
+    except TypeError:
+        raise SalvageError(f"{cell.specialist}: generation config: {values} is not all numbers; correct it") from None
+    except SalvageError as error:
+        raise SalvageError(f"{cell.specialist}: generation config: {error}, or say a number under sample") from None
+    return replace(settings, raw=settings.raw | {"sample": values})
+
+
+def from_generation_config(settings: Settings) -> dict[str, str]:
+    """Say of each cell how it is sampled, where something of that is `auto`."""
+    told = {}
+    for cell in settings.cells:
+        if "auto" in (settings["sample"][field.name] for field in fields(Sampling)):
+            values = asdict(Sampling.of(settled(cell, settings)["sample"]))
+            more = [
+                f"{name} {value}" for name, value in generation_config(cell.specialist).items() if _penal(name, value)
+            ]
+            also = f"; its {', '.join(more)} is not applied" if more else ""
+            drawn = ", ".join(f"{name} {value}" for name, value in values.items())
+            told[cell.name] = f"{drawn} (auto: the specialist's generation config{also})"
+    return told
+
+
+def _penal(name: str, value: Any) -> bool:
+    """Say whether a generation config asks for what Salvage does not do to a draw."""
+    return name.endswith(("_penalty", "_cutoff", "_ngram_size", "typical_p")) and value not in (None, 0, 1)
+
+
+def generation_config(specialist: str) -> dict[str, Any]:
+    """Return what a model's generation config says; nothing where it has none, as vLLM takes it."""
+    from transformers import GenerationConfig
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # that flags are ignored without do_sample: here they are not
+    try:
+        return dict(GenerationConfig.from_pretrained(specialist).to_diff_dict())
+    except OSError as error:
+        file = Path(specialist) / "generation_config.json"
+        if file.exists():
+            raise SalvageError(f"{file} cannot be read: {str(error).splitlines()[0]}; correct it") from error
+        return {}
+    finally:
+        logging.set_verbosity(level)
 
 
 def engine_mark(cell: Cell, settings: Settings) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,35 @@ class Speaker:
             return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
         kept = [token for token in tokens if token in self._marks or token not in self._special]
         return str(self.tokenizer.decode(kept, skip_special_tokens=False))
+
+    def span(self, prompt: list[int], completion: list[int], part: str) -> tuple[int, int]:
+        """Return where a part of a completion begins and ends (see `salvage.engine.base.Engine.span`).
+
+        Thinking is all up to the last token that closes it (`vocabulary.THINKING`), the answer what follows; a thought
+        that the prompt or the completion has opened and nothing has closed is all thinking.
+        """
+        if part == "both":
+            return 0, len(completion)
+        cut = self._thought(prompt, completion)
+        return (0, cut) if part == "thinking" else (cut, len(completion))
+
+    def _thought(self, prompt: list[int], completion: list[int]) -> int:
+        """Return how many of a completion's tokens are thinking."""
+
+        def closed(count: int) -> int:
+            return sum(map(self._read(completion[:count]).count, closes))
+
+        opens, closes = zip(*THINKING, strict=True)
+        last = closed(len(completion))
+        if last:
+            return bisect_left(range(len(completion)), last, key=closed)
+        before = self._read(prompt)
+        pending = any(before.rfind(first) > before.rfind(end) for first, end in THINKING)
+        said = self._read(completion)
+        return len(completion) if pending or any(mark in said for mark in opens) else 0
+
+    def _read(self, tokens: list[int]) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=False))
 
     def close(self) -> None:
         """End what the engine has started, where it started something."""

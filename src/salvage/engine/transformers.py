@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.utils import logging
 
-from salvage.engine.base import Completion, Request
+from salvage.engine.base import Completion, Request, Sampling
 from salvage.engine.signals import token_signals
 from salvage.engine.speaker import Speaker
 from salvage.engine.steering import Plan, choose, uniforms
@@ -111,7 +111,7 @@ class TransformersEngine(Speaker):
     # ---------------------------------------------------------------- decoding
 
     @torch.inference_mode()
-    def decode(self, requests: list[Request], *, temperature: float, max_tokens: int) -> list[Completion]:
+    def decode(self, requests: list[Request], *, sampling: Sampling, max_tokens: int) -> list[Completion]:
         """Answer every request, in order (see `salvage.engine.base.Engine.decode`).
 
         Raises
@@ -128,12 +128,12 @@ class TransformersEngine(Speaker):
         for group in groups.values():
             for start in range(0, len(group), self.batch):
                 rows = group[start : start + self.batch]
-                done = self._decode_batch([requests[i] for i in rows], temperature, max_tokens)
+                done = self._decode_batch([requests[i] for i in rows], sampling, max_tokens)
                 for i, completion in zip(rows, done, strict=True):
                     answers[i] = completion
         return [answer for answer in answers if answer is not None]
 
-    def _decode_batch(self, requests: list[Request], temperature: float, max_tokens: int) -> list[Completion]:
+    def _decode_batch(self, requests: list[Request], sampling: Sampling, max_tokens: int) -> list[Completion]:
         n, device = len(requests), self.device
         prompt = torch.tensor([r.prompt + r.prefix for r in requests], device=device)
         plan = Plan.of(Plan.columns(requests), device)
@@ -164,7 +164,7 @@ class TransformersEngine(Speaker):
                 n_ancestor[heard] += 1
             where = torch.searchsorted(live, heard)
             token, fire = choose(
-                logits, z_a, where, plan, at, uniform[live, :, at], temperature=temperature, top_k_cov=self.top_k_cov
+                logits, z_a, where, plan, at, uniform[live, :, at], sampling=sampling, top_k_cov=self.top_k_cov
             )
             fired_at[live] = torch.where(fire & (plan.sparse | plan.local), at, fired_at[live])
             plan.position = torch.where(fire, -1, plan.position)
@@ -188,7 +188,7 @@ class TransformersEngine(Speaker):
                 specialist.keep(kept)
                 plan, live, token = plan.keep(kept), live[kept], token[kept]
             fed = token[:, None]
-        return _completions(requests, tokens, n_tokens, n_ancestor, fired_at, two)
+        return _completions(requests, tokens, n_tokens, n_ancestor, fired_at, two, self.ends)
 
     # ---------------------------------------------------------------- scoring
 
@@ -261,6 +261,7 @@ def _completions(
     n_ancestor: torch.Tensor,
     fired_at: torch.Tensor,
     two: bool,
+    ends: list[int],
 ) -> list[Completion]:
     columns = zip(tokens.tolist(), n_tokens.tolist(), n_ancestor.tolist(), fired_at.tolist(), strict=True)
     return [
@@ -270,6 +271,7 @@ def _completions(
             n_ancestor_tokens=heard,
             n_prefill=(len(r.prompt) + len(r.prefix)) * (2 if two else 1),
             position=fired,
+            truncated=not count or row[count - 1] not in ends,
         )
         for r, (row, count, heard, fired) in zip(requests, columns, strict=True)
     ]

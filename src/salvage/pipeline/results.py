@@ -14,8 +14,8 @@ from salvage.policies.fitted import Fitted
 from salvage.project.settings import Settings
 from salvage.studies import study as studying
 from salvage.studies.study import Tables
-from salvage.tables import schema
-from salvage.tables.files import write_json, write_text
+from salvage.tables import csv_tables, schema
+from salvage.tables.files import write_json, write_text, writing
 from salvage.tables.vocabulary import OPERATORS
 
 if TYPE_CHECKING:
@@ -181,13 +181,14 @@ def report(settings: Settings) -> None:
 
     profiles, rows, tables = schema.read(PROFILES, schema.PROFILES), saved_rows(), Tables.of(settings)
     routed = Rule.fit(profiles).route(profiles)
-    REPORT.mkdir(exist_ok=True)
+    with writing(REPORT):
+        REPORT.mkdir(exist_ok=True)
     for old in REPORT.glob("*.svg"):  # the page shows those that are there
         old.unlink()
     panel(profiles, routed, REPORT / "failures.png")
     rescue_bars(rows, REPORT / "rescue.png")
     budget_curves(rows, REPORT / "budgets.png")
-    told: dict[str, Any] = {}
+    told: dict[str, Any] = {"truncated": schema.truncated(Path("data/rollouts"))}
     for path in filter(Path.exists, (studying.REGIMES, studying.METHODS)):
         told[path.stem] = _saved(path, f"salvage {path.stem}")
         study_report.pictures(told[path.stem], schema.read(tables.profiles, schema.PROFILES), REPORT)
@@ -232,4 +233,4 @@ def _spending(row: dict[str, Any]) -> str:
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write the rows as CSV."""
-    write_text(path, pd.DataFrame(rows).to_csv(index=False))
+    csv_tables.write(pd.DataFrame(rows), path)

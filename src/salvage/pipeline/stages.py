@@ -11,11 +11,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from salvage.engine.base import Request, seed_of
+from salvage.engine.base import Engine, Request, Sampling, seed_of
 from salvage.engine.choice import chosen
-from salvage.engine.opening import admit, engine_mark, open_engine
+from salvage.engine.opening import admit, engine_mark, from_generation_config, open_engine, settled
 from salvage.errors import SalvageError
 from salvage.lab.problems import lab_problems
 from salvage.method import facts, features, operators, profiles
@@ -93,11 +94,26 @@ def sample(settings: Settings, *, quiet: bool = False) -> int:
     SalvageError
         Where no rollout is right in a cell of one's own (`verdicts.refuse_none_right`).
     """
+    if not quiet:
+        for name, line in from_generation_config(settings).items():
+            print(f"sample: {name}: {line}", flush=True)
     worked = _each_cell("sample", _sample, settings, ["rollouts"], quiet)
+    for cell in settings.cells if not quiet else []:
+        print(f"sample: {cell.name}: {_met_max_tokens(cell)}", flush=True)
     if not quiet:
         tell("sample", "rollouts", settings, "left out")
     refuse_none_right(settings)
     return worked
+
+
+def _met_max_tokens(cell: Cell) -> str:
+    """Say how many of a cell's rollouts are truncated."""
+    known = schema.truncated(DATA / "rollouts" / cell.file)
+    return (
+        "not known which rollouts met max_tokens"
+        if known is None
+        else f"{known[0]:,} of {known[1]:,} rollouts truncated"
+    )
 
 
 def _sample(cell: Cell, settings: Settings) -> bool:
@@ -126,7 +142,7 @@ def _sample(cell: Cell, settings: Settings) -> bool:
             prompts = dict(zip(rows["problem_id"], map(engine.encode, rows["prompt"]), strict=True))
             done = engine.decode(
                 [Request(prompts[p], s) for (p, _), s in zip(keys, seeds, strict=True)],
-                temperature=values["temperature"],
+                sampling=Sampling.of(values),
                 max_tokens=values["max_tokens"],
             )
             texts = [engine.text(c.tokens) for c in done]
@@ -144,6 +160,7 @@ def _sample(cell: Cell, settings: Settings) -> bool:
                     "correct": [verdict.correct for verdict in verdicts],
                     "n_tokens": [c.n_tokens for c in done],
                     "seed": seeds,
+                    "truncated": [c.truncated for c in done],
                 }
             )
             return made[made["correct"].notna()]  # without a verdict it is neither right nor a failure
@@ -173,7 +190,22 @@ def _take_imported(cell: Cell) -> bool:
 
 def featurize(settings: Settings, *, quiet: bool = False) -> int:
     """Score every failed rollout with both models and write its signals and features."""
-    return _each_cell("featurize", _featurize, settings, ["signals", "features"], quiet)
+    worked = _each_cell("featurize", _featurize, settings, ["signals", "features"], quiet)
+    for cell in settings.cells if not quiet else []:
+        failed = int((~schema.read(DATA / "rollouts" / cell.file, schema.ROLLOUTS)["correct"]).sum())
+        if out := failed - len(schema.read(DATA / "features" / cell.file, schema.FEATURE_ROWS)):
+            print(
+                f"featurize: {cell.name}: {out:,} of {failed:,} failed rollouts left out ({_why(settings)})", flush=True
+            )
+    return worked
+
+
+def _why(settings: Settings) -> str:
+    """Say for what reasons a failed rollout may be left out of features."""
+    values = settings["featurize"]
+    reasons = ["truncated"] if values["truncated"] == "leave out" else []
+    reasons += [f"without the part {values['part']!r}"] if values["part"] != "both" else []
+    return " or ".join(reasons)
 
 
 def _featurize(cell: Cell, settings: Settings) -> bool:
@@ -190,6 +222,12 @@ def _featurize(cell: Cell, settings: Settings) -> bool:
     if failed.empty:
         raise SalvageError(f"{source}: cell {cell.name!r} has no failed rollout; give it harder problems or drop it")
     with closing(open_engine(cell, settings, ancestor=True)) as engine:
+        failed, spans = _counting(engine, failed, table["prompt"], values)
+        if failed.empty:
+            raise SalvageError(
+                f"{source}: cell {cell.name!r}: every failed rollout is left out ({_why(settings)}); raise "
+                "sample.max_tokens, or set featurize.truncated to keep and featurize.part to both"
+            )
 
         def make(rows: pd.DataFrame) -> pd.DataFrame:
             signals = engine.signals(
@@ -202,9 +240,24 @@ def _featurize(cell: Cell, settings: Settings) -> bool:
             return pd.DataFrame({**{k: rows[k].to_numpy() for k in ("cell", "problem_id", "rollout")}, **columns})
 
         worked = shards.build(path, schema.SIGNAL_ROWS, mark, _pieces(failed, 10 * SHARD), make)
-        scored = features.rollout_features(schema.read(path, schema.SIGNAL_ROWS), values["window"])
+        scored = features.rollout_features(schema.read(path, schema.SIGNAL_ROWS), values["window"], spans)
         schema.write(scored, schema.FEATURE_ROWS, features_path, mark)
         return worked
+
+
+def _counting(
+    engine: Engine, failed: pd.DataFrame, prompts: pd.Series, values: dict[str, Any]
+) -> tuple[pd.DataFrame, np.ndarray | None]:
+    """Return the failed rollouts that features are taken of, and where the part that counts begins and ends in each."""
+    if values["truncated"] == "leave out" and "truncated" in failed:
+        failed = failed[~failed["truncated"]]
+    if values["part"] == "both":
+        return failed, None
+    pairs = zip(failed["problem_id"], failed["tokens"], strict=True)
+    spans = [engine.span(engine.encode(prompts[p]), list(map(int, t)), values["part"]) for p, t in pairs]
+    found = np.array(spans, np.int64).reshape(-1, 2)
+    there = found[:, 0] < found[:, 1]
+    return failed[there], found[there]
 
 
 # ------------------------------------------------------------------ intervene
@@ -286,7 +339,7 @@ def _intervene(cell: Cell, settings: Settings) -> bool:
                 )
                 for failure, operator, anchor, continuation, attempt in keys
             ]
-            done = engine.decode(requests, temperature=sampling["temperature"], max_tokens=sampling["max_tokens"])
+            done = engine.decode(requests, sampling=Sampling.of(sampling), max_tokens=sampling["max_tokens"])
             ids, texts = [key[0].problem_id for key in keys], [engine.text(c.tokens) for c in done]
             ends = {f.problem_id: engine.text(f.prompt[-thinking.TAIL :]) for f in some}
             verdicts = judge.verify(ids, [thinking.within(ends[i], text) for i, text in zip(ids, texts, strict=True)])
@@ -306,7 +359,7 @@ def _intervene(cell: Cell, settings: Settings) -> bool:
                     "correct": [verdict.correct is True for verdict in verdicts],
                     **{
                         k: [getattr(c, k) for c in done]
-                        for k in ("n_tokens", "n_ancestor_tokens", "n_prefill", "position")
+                        for k in ("n_tokens", "n_ancestor_tokens", "n_prefill", "position", "truncated")
                     },
                 }
             )
@@ -339,7 +392,7 @@ def profile(settings: Settings, *, quiet: bool = False) -> int:
         if not quiet:
             shares = pd.Series(profiles.regimes(made)).value_counts(normalize=True)
             told = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
-            print(f"profile: {cell.name}: {len(made)} failures ({told})", flush=True)
+            print(f"profile: {cell.name}: {len(made)} failures ({told}); {_met_max_tokens(cell)}", flush=True)
     for folder in ("profiles", "facts"):
         _drop_others(DATA / folder, {cell.file for cell in settings.cells})
     return len(settings.cells)
@@ -353,7 +406,7 @@ def _each_cell(stage: str, work: Callable[..., bool], settings: Settings, folder
         engine, why = chosen(name)
         if not quiet:
             print(f"{stage}: engine {engine} ({why})", flush=True)
-    worked = each(stage, work, {c.name: (c, settings.of(c)) for c in settings.cells}, quiet=quiet)
+    worked = each(stage, work, {c.name: (c, settled(c, settings)) for c in settings.cells}, quiet=quiet)
     for folder in folders:
         names = {name for cell in settings.cells for name in (cell.file, beside(Path(cell.file)).name)}
         _drop_others(DATA / folder, names)

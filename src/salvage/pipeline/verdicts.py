@@ -16,6 +16,7 @@ from salvage.project.settings import DATA, LAB_PROBLEMS, Cell, Settings, problem
 from salvage.tables import schema
 from salvage.tables.files import whole_lines, write_text
 
+ENOUGH = 100  # rollouts of which none is right, to stop without knowing a better verifier
 FEW = 0.01  # share of the rollouts that are right, below which other verifiers are tried
 MANY = 0.05  # share that another one would accept, from which on it is not the problems that are hard
 SHOWN = 3  # texts beside their answers
@@ -85,8 +86,8 @@ def tell(stage: str, folder: str, settings: Settings, meaning: str) -> None:
 def refuse_none_right(settings: Settings) -> None:
     """Stop where no rollout of a cell is right, or almost none while another verifier would accept many.
 
-    Almost none is less than 1 in 100, and many 5 in 100 of the texts that were tried. The lab's cells are left out:
-    its verifier is its task's own.
+    None is 0 of 100 or more, or all without a verdict; almost none is less than 1 in 100, and many is 5
+    in 100 of the texts that were tried. The lab's cells are left out: its verifier is its task's own.
 
     Raises
     ------
@@ -113,7 +114,7 @@ def _refuse(cell: Cell, settings: Settings) -> None:
     found = agreement.compare(problems, ids, texts, seconds=settings["rescue"]["verify_seconds"])
     own = set(problems["verifier"])
     others = [tried for tried in found if tried.verifier not in own]
-    if right and not any(tried.share >= MANY for tried in others):
+    if (right or count < ENOUGH) and len(rollouts) and not any(tried.share >= MANY for tried in others):
         return
     raise SalvageError(
         f"sample: cell {cell.name!r}: {right} of {count} right by the verifier {' and '.join(sorted(own))}"

@@ -186,6 +186,7 @@ def _fraction(number: str) -> Fraction | None:
 
 # ------------------------------------------------------------------ which number of a text is its answer
 
+_HEADINGS = 50  # how many lines that begin with #### may come after the one that states a number
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*(?:(?P<brace>\{)|(?P<bare>[-+]?[\d.,]+))")
 _PHRASE = re.compile(
     r"\banswer\b(?:\s+(?:is|was)\b\s*:?|\s*[:=])\s*(?P<said>[^\n]*?)(?P<end>[.](?=\s|$)|\n|\?|$)", re.IGNORECASE
@@ -268,7 +269,7 @@ def _tag(text: str) -> _Found | None:
 
 
 def _hashes(text: str) -> _Found | None:
-    for match in reversed(list(re.finditer(r"####[ \t]*([^\n]*)", text))):
+    for match in list(re.finditer(r"####[ \t]*([^\n]*)", text))[: -_HEADINGS - 1 : -1]:
         plain = _plain(match[1])
         number = _alone(plain) if re.match(r"\s*[-+.\d]|[^=]*=", plain) else None
         if number is not None:  # else it is a heading

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from salvage.errors import SalvageError
+from salvage.problems import hub
+from salvage.problems.code import check_tests
 from salvage.problems.verifiers import check_answer, reasoning_gym_entry, reasoning_gym_scorer, verifier
 from salvage.tables import schema
+from salvage.tables.contents import is_parquet
 from salvage.tables.jsonl import Line, read_lines
 
 OPTIONAL = ["task", "verifier", "metadata"]
@@ -26,14 +30,54 @@ def load(spec: str) -> pd.DataFrame:
     Parameters
     ----------
     spec : str
-        ``reasoning_gym:NAME:SIZE:SEED``, a ``.parquet`` file of the problems table, or a JSON Lines file.
+        ``reasoning_gym:NAME:SIZE:SEED``, ``hf:NAME[:CONFIG]:SPLIT`` (see `hub`), a ``.parquet`` file of the problems
+        table or of any columns, or a JSON Lines file. Behind a question mark may stand options, as in
+        ``problems.jsonl?limit=20``: `limit` takes the first so many, the rest are `hub`'s.
+
+    Raises
+    ------
+    SalvageError
+        Naming what is wrong with the text, or with the first bad problem.
     """
+    spec, options = parted(spec)
+    limit = _limit(spec, options.pop("limit", ""))
+    table = _loaded(spec, options)
+    return table if limit is None else table.head(limit)
+
+
+def parted(spec: str) -> tuple[str, dict[str, str]]:
+    """Return what a text names, and the options behind its question mark."""
+    name, mark, rest = spec.partition("?")
+    pairs = [option.partition("=") for option in rest.split("&")] if mark else []
+    known = (*hub.COLUMNS, *hub.FIXED, "limit")
+    for key, _, value in pairs:
+        if key not in known or not value:
+            raise SalvageError(
+                f"{spec!r}: {key!r} is no option with a value; write NAME=VALUE, known are {', '.join(known)}"
+            )
+    return name, {key: value for key, _, value in pairs}
+
+
+def _limit(spec: str, text: str) -> int | None:
+    if text and not (text.isdecimal() and int(text)):
+        raise SalvageError(f"{spec}: limit is {text!r}, but must be a whole number of 1 or more; correct it")
+    return int(text) if text else None
+
+
+def _loaded(spec: str, options: dict[str, str]) -> pd.DataFrame:
+    if spec.startswith("hf:"):
+        return from_lines(hub.from_hub(spec.removeprefix("hf:"), options), spec)
+    is_table = spec.endswith(".parquet") or is_parquet(spec)
+    if is_table and options:
+        return from_lines(hub.from_parquet(Path(spec), options), spec)
+    if options:
+        raise SalvageError(f"{spec}: only columns of hf: sets and Parquet files are named so; rename the file's fields")
     if spec.startswith("reasoning_gym:"):
         parts = spec.split(":")
         if len(parts) != 4 or not all(part.isdecimal() for part in parts[2:]):
             raise SalvageError(f"{spec!r} is not reasoning_gym:NAME:SIZE:SEED with two whole numbers; correct it")
         return from_reasoning_gym(parts[1], int(parts[2]), int(parts[3]))
-    if spec.endswith(".parquet"):
+    if is_table:
         return schema.read(spec, schema.PROBLEMS)
     return from_jsonl(spec)
 
@@ -57,20 +101,27 @@ def from_jsonl(path: str | Path) -> pd.DataFrame:
     SalvageError
         Naming the file, the line and the column of the first fault.
     """
+    return from_lines(read_lines(path), path)
+
+
+def from_lines(lines: Iterable[Line], where: str | Path) -> pd.DataFrame:
+    """Return lines of a problem file as problems; an id that stands twice is refused."""
     rows: list[dict[str, str]] = []
     seen: dict[str, int] = {}
-    for line in read_lines(path):
-        row = _problem(line)
+    for line in lines:
+        row = problem(line)
         first = seen.setdefault(row["problem_id"], line.number)
         if first != line.number:
+            kind = "line" if type(line) is Line else "row"
             line.refuse(
-                f"column 'problem_id': {row['problem_id']!r} stands in line {first} already; rename or drop one"
+                f"column 'problem_id': {row['problem_id']!r} stands in {kind} {first} already; rename or drop one"
             )
         rows.append(row)
-    return schema.check(pd.DataFrame(rows), schema.PROBLEMS, path)
+    return schema.check(pd.DataFrame(rows), schema.PROBLEMS, where)
 
 
-def _problem(line: Line) -> dict[str, str]:
+def problem(line: Line) -> dict[str, str]:
+    """Return a line of a problem file as a row of the table, every fault named."""
     _refuse_misspelt(line)
     if isinstance(line.fields.get("problem_id"), float):
         line.refuse(f"column 'problem_id' is {line.fields['problem_id']}; give a text or a whole number")
@@ -86,6 +137,8 @@ def _problem(line: Line) -> dict[str, str]:
     try:
         verifier(name)
         check_answer(name, row["answer"])
+        if name == "code":
+            check_tests(row)
         if name == "reasoning_gym":
             reasoning_gym_scorer(reasoning_gym_entry(row)["metadata"]["source_dataset"])
     except SalvageError as error:

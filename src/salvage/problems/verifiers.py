@@ -15,6 +15,8 @@ follows its thoughts: after ``</think>`` only what comes then counts, and while 
 `math`
     Math-Verify holds the text to be equal to the answer, which is read as LaTeX, whole (`salvage.problems.latex`).
     Prose and mathematics apart: it compares letters as products of symbols, so for words take `exact`.
+`code`
+    The program in the text passes the tests of the problem's `metadata`, in a sandbox (`code.py`).
 `reasoning_gym`
     Reasoning Gym's own scorer gives the full score to what the last ``<answer>...</answer>`` holds; without one, to
     the whole stripped text or to its last line. The problem's `metadata` is Reasoning Gym's entry as JSON.
@@ -41,6 +43,7 @@ import pandas as pd
 
 from salvage.errors import SalvageError
 from salvage.problems import latex, numbers, thinking
+from salvage.problems.code import code
 
 Problem = Mapping[str, Any]
 Verifier = Callable[[Problem, str], bool]
@@ -49,13 +52,14 @@ GUESS_RATES: dict[str, float | None] = {
     "exact": None,
     "numeric": None,
     "math": None,
+    "code": None,
     "reasoning_gym": None,
     "lab": 1e-4,  # an upper bound
 }
 """The chance that a guess passes; None where it depends on how many answers the task has (a yes or no: 0.5)."""
 
 CODE = [
-    *(f"problems/{name}.py" for name in ("verifiers", "thinking", "numbers", "latex", "judging")),
+    *(f"problems/{name}.py" for name in ("verifiers", "thinking", "numbers", "latex", "code", "judging")),
     "tables/vocabulary.py",  # what opens a thought
     "lab/task.py",
 ]
@@ -324,6 +328,7 @@ _BUILT_IN: dict[str, Verifier] = {
     "exact": _exact,
     "numeric": _numeric,
     "math": _math,
+    "code": code,
     "reasoning_gym": _reasoning_gym,
     "lab": _lab,
 }

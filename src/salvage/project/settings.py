@@ -11,6 +11,7 @@ import yaml
 
 from salvage.errors import SalvageError
 from salvage.project import params
+from salvage.tables.names import file_stem
 
 PARAMS = Path("params.yaml")
 DATA = Path("data")
@@ -39,7 +40,7 @@ class Cell:
     @property
     def file(self) -> str:
         """The cell's file name in every folder of tables."""
-        return self.name.replace("|", "--").replace("/", "_") + ".parquet"
+        return f"{file_stem(self.name)}.parquet"
 
 
 @dataclass(frozen=True)
@@ -123,12 +124,24 @@ def load(path: str | Path = PARAMS) -> Settings:
         raise SalvageError(f"{path}: profile {profile!r} is not one of {', '.join(raw['profiles'])}")
     lab = _lab_models(raw["profiles"][profile]["lab"], raw["methods"])
     cells = lab_cells(raw, profile)
-    cells += [_own_cell(path, i, entry) for i, entry in enumerate(raw["cells"])]
+    tasks = _tasks([str(entry.get("problems", "")) for entry in raw["cells"]])
+    cells += [_own_cell(path, i, entry, tasks) for i, entry in enumerate(raw["cells"])]
     names = [cell.name for cell in cells]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise SalvageError(f"{path}: cell {twice!r} stands twice; give each cell its own name")
+    _refuse_shared_files(path, "cells", {cell.name: cell.file for cell in cells})
+    _refuse_shared_files(path, "problem sets", {cell.problems: problem_file(cell.problems).name for cell in cells})
     return Settings(raw=raw, seed=int(raw["seed"]), profile=profile, lab=lab, cells=cells)
+
+
+def _refuse_shared_files(path: Path, what: str, files: dict[str, str]) -> None:
+    """Refuse names of one file where case does not count (macOS, Windows), and what only lacks its ending."""
+    owner: dict[str, str] = {}
+    for name, file in files.items():
+        other = owner.setdefault(file.lower(), name)
+        if other != name:
+            raise SalvageError(f"{path}: {what} {other!r} and {name!r} would share the file {file}; rename one")
 
 
 def _over(values: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -175,13 +188,25 @@ def _lab_cell(model: LabModel, engine: str, own: tuple[tuple[str, int], ...]) ->
     )
 
 
-def _own_cell(path: Path, i: int, entry: dict[str, Any]) -> Cell:
+def _tasks(specs: list[str]) -> dict[str, str]:
+    """Return what each problem set is called as a task: its file's stem, with folders where an earlier set has that."""
+    tasks: dict[str, str] = {}
+    for spec in specs:
+        if spec in tasks:
+            continue
+        parts = (Path(spec).parent / Path(spec).stem).parts
+        longer = ["/".join(parts[-n:]) for n in range(1, len(parts) + 1)]
+        tasks[spec] = next((task for task in longer if task not in tasks.values()), spec)
+    return tasks
+
+
+def _own_cell(path: Path, i: int, entry: dict[str, Any], tasks: dict[str, str]) -> Cell:
     for key in ("name", "specialist", "ancestor", "problems"):
         if not entry.get(key):
             raise SalvageError(f"{path}: cells[{i}] has no {key!r}; a cell needs name, specialist, ancestor, problems")
     name = str(entry["name"])
     return Cell(
-        name=name if "|" in name else f"{name}|{Path(str(entry['problems'])).stem}",
+        name=name if "|" in name else f"{name}|{tasks[str(entry['problems'])]}",
         specialist=str(entry["specialist"]),
         ancestor=str(entry["ancestor"]),
         problems=str(entry["problems"]),
@@ -195,5 +220,5 @@ def _own_cell(path: Path, i: int, entry: dict[str, Any]) -> Cell:
 
 
 def problem_file(spec: str) -> Path:
-    """Return where the problems stage keeps a problem set."""
-    return DATA / "problems" / f"{Path(spec.replace(':', '-')).stem}.parquet"
+    """Return where the problems stage keeps a problem set, called as its JSON Lines file or as the spec itself."""
+    return DATA / "problems" / f"{file_stem(spec.removesuffix('.jsonl') or spec)}.parquet"

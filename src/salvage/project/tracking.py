@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 STORE = "sqlite:///mlflow.db"
 EXPERIMENT = "salvage"
 PARENT = "SALVAGE_PARENT_RUN"  # the pipeline's run, for the stages that DVC starts
+LONGEST_NAME = 250  # MLflow's own limit of a metric's or parameter's name
 # MLflow's own settings wait minutes for a server that is not there.
 _FIRST_CONTACT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -144,7 +145,8 @@ def stage_run(name: str, params: dict[str, Any], reads: list[Path], writes: list
         Tables: files or folders. Those that do not exist are left out.
     """
     with run(name):
-        mlflow.log_params(flat(params))
+        values = flat(params)
+        mlflow.log_params(dict(zip(allowed_names(values), values.values(), strict=True)))
         log_tables(reads, "read")
         yield
         log_tables(writes, "written")
@@ -159,9 +161,23 @@ def log_tables(paths: list[Path], context: str) -> None:
 
 
 def log_metrics(metrics: dict[str, float]) -> None:
-    """Log numbers to the open run; a name keeps letters, digits and `_-. /`, anything else becomes `_`."""
-    allowed = set("_-. /")
-    mlflow.log_metrics({"".join(c if c.isalnum() or c in allowed else "_" for c in k): v for k, v in metrics.items()})
+    """Log numbers to the open run, each under a name that MLflow takes."""
+    mlflow.log_metrics(dict(zip(allowed_names(metrics), metrics.values(), strict=True)))
+
+
+def allowed_names(names: Iterable[str]) -> list[str]:
+    """Return names as MLflow takes them, no two the same: letters, digits and `_-. /` stay, all else becomes `_`.
+
+    MLflow takes them for paths: no part is empty, `.` or `..`, and none is long.
+    """
+    found: dict[str, None] = {}
+    for name in names:
+        parts = "".join(c if c.isalnum() or c in "_-. /" else "_" for c in name).split("/")
+        told = "/".join("_" if part in ("", ".", "..") else part for part in parts)
+        if told in found or len(told) > LONGEST_NAME:
+            told = f"{told[: LONGEST_NAME - 17]}-{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}"
+        found[told] = None
+    return list(found)
 
 
 def log_trials(studies: dict[str, list[FrozenTrial]]) -> None:

@@ -40,6 +40,7 @@ class Contents:
     views: list[dict[str, Any]] = field(default_factory=list)
     regimes: dict[str, Any] = field(default_factory=dict)
     methods: dict[str, Any] = field(default_factory=dict)
+    truncated: tuple[int, int] | None = None  # rollouts that met max_tokens, of how many; None where it is not known
 
 
 def write(path: Path, contents: Contents) -> None:
@@ -91,6 +92,8 @@ def _facts(contents: Contents) -> list[tuple[str, str]]:
     profiles = contents.profiles
     facts = [("profile", contents.profile), ("seed", str(contents.seed)), ("cells", f"{profiles['cell'].nunique():,}")]
     facts += [("failures", f"{len(profiles):,}"), ("problems failed", f"{profiles['problem_id'].nunique():,}")]
+    if contents.truncated and contents.truncated[0]:
+        facts.append(("rollouts truncated at max_tokens", "{:,} of {:,}".format(*contents.truncated)))
     everything = next((row for row in contents.rescue if row["cells"] == "all"), None)
     if everything:
         facts.append(("held-out problems of the closed loop", f"{everything['problems']:,}"))

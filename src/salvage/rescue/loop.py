@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from salvage.engine import fitting
-from salvage.engine.opening import engine_mark, open_engine
+from salvage.engine.opening import engine_mark, open_engine, settled
 from salvage.errors import SalvageError
 from salvage.policies.fitted import Fitted
 from salvage.problems import sets as problem_sets
@@ -30,7 +30,7 @@ from salvage.rescue.guide import STOP, Route, routes
 from salvage.rescue.waves import SAMPLE, Try, Waves
 from salvage.serving import policy_uri
 from salvage.tables import shards
-from salvage.tables.files import whole_lines
+from salvage.tables.files import whole_lines, writing
 
 SOLVED, STOPPED, SPENT, UNVERIFIED = "solved", "stopped", "spent", "unverified"
 CODE = [
@@ -71,6 +71,7 @@ class Attempt:
     model_tokens: int
     position: int  # where the operator acted, -1 where it did not
     text: str
+    truncated: bool = False  # met max_tokens before an end
 
 
 @dataclass
@@ -255,7 +256,8 @@ class Loop:
 
     def _book(self, problem: _Problem, result: dict[str, Any]) -> None:
         operator, cost = result["operator"], result["n_tokens"] + result["n_ancestor_tokens"]
-        problem.attempts.append(Attempt(operator, result["correct"], cost, result["position"], result["text"]))
+        told = (result[name] for name in ("position", "text", "truncated"))
+        problem.attempts.append(Attempt(operator, result["correct"], cost, *told))
         problem.tried[operator] += 1
         problem.spent += cost
         problem.trouble = result["trouble"]
@@ -345,7 +347,7 @@ def rescue(
     settings = settings or params.load()
     table = problem_sets.load(problems) if isinstance(problems, str) else problems
     cell = fitting.fitted(cell, settings, table["prompt"].tolist())
-    settings = settings.of(cell)
+    settings = settled(cell, settings)
     fitted = policy_uri.load(policy) if isinstance(policy, str) else policy
     first = int(settings["rescue"]["rollouts"])
     told = [asdict(budget), price, look, fitted.version if fitted else "retry"]
@@ -390,13 +392,16 @@ def pair(specialist: str, ancestor: str, name: str = "", engine: str = "auto") -
 
 def _written(outcomes: Iterator[Outcome], out: Path) -> Iterator[Outcome]:
     """Append outcomes to a file as they come; those that are there come first again, and are not written twice."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    there = whole_lines(out)
-    with out.open("a", encoding="utf-8") as file:
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        there = whole_lines(out)
+        file = out.open("a", encoding="utf-8")
+    with file:
         for i, outcome in enumerate(outcomes):
             if i >= len(there):
-                file.write(outcome.line() + "\n")
-                file.flush()
+                with writing(out):
+                    file.write(outcome.line() + "\n")
+                    file.flush()
             elif there[i] != outcome.line():
                 raise SalvageError(f"{out}: line {i + 1} is not what this job found; write to another file")
             yield outcome

@@ -21,6 +21,7 @@ from salvage.project import extras
 from salvage.project.pool import bar
 from salvage.project.settings import LAB_PROBLEMS, Cell, Settings
 from salvage.reports.page import RESCUE, VIEWS
+from salvage.reports.plain import PlainTable
 from salvage.reports.tables import arm_table, show_table
 from salvage.rescue import comparison
 from salvage.rescue.loop import SOLVED, UNVERIFIED, Attempt, Budget, Outcome, pair, rescue
@@ -154,7 +155,7 @@ def summary(done: list[Outcome], seconds: float) -> Table:
     tokens = sum(o.model_tokens for o in done)
     scored = sum(o.scored_tokens for o in done)
     title = f"{len(done)} problems, {tokens:,} model-tokens ({scored:,} more to score failures), {seconds:.0f} s"
-    table = Table("ended", "by", title=title)
+    table = PlainTable("ended", "by", title=title)
     for name in ("problems", "attempts each", "model-tokens each"):
         table.add_column(name, justify="right")
     groups = Counter((o.status, o.operator or "") for o in done)
