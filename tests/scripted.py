@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -40,6 +41,9 @@ class Scripted:
         self.waves: list[int] = []
         self.looked: list[list[int]] = []
         self.closed = 0
+
+    def prompt(self, problem: Mapping[str, Any]) -> list[int]:
+        return self.encode(problem["prompt"])
 
     def encode(self, text: str) -> list[int]:
         return [CHARACTERS.index(c) for c in text]
