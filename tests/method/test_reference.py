@@ -203,6 +203,28 @@ def test_the_larger_part_of_j_at_the_junction_decides_the_mix() -> None:
             assert done.tokens == [best[1 - kind if wrong else kind]]
 
 
+def test_the_parts_are_compared_at_any_size_and_below_0_they_are_none() -> None:
+    """At random, from a hundredth of a nat to several: what the taken token tells against what the likeliest two do."""
+    rng, told = np.random.default_rng(0), set()
+    for scale in [0.01, 0.1, 0.5, 2.0] * 10:
+        z_s, z_a = scale * rng.normal(size=(2, 4))
+        ours, theirs = softmax(z_s / 0.8), softmax(z_a / 0.8)
+        top = np.argsort(-theirs)[:2]
+        gap = log(sum(theirs[top]) / sum(ours[top]))
+        for token in range(4):
+            delta = log(ours[token] / theirs[token])
+            kind = PATH if max(delta, 0) >= max(gap, 0) else COV
+            assert _fires(Intervention("sparse", position=0), 0, z_s, z_a, token, 0.8, 2) == (True, kind)
+            told.add((kind, delta > 0, gap > 0))
+    assert told == {
+        (PATH, True, True),
+        (COV, True, True),
+        (COV, False, True),
+        (PATH, True, False),
+        (PATH, False, False),
+    }
+
+
 def test_of_equal_parts_the_path_decides() -> None:
     z = np.array([0.0, 1.0, 2.0, -9.0])
     assert _fires(Intervention("sparse", position=3), 3, z, z, 0, 1.0, 2) == (True, PATH)
