@@ -108,6 +108,11 @@ def where(operator: str, attempt: int, donors: list[int], seed: int) -> int:
     return rollout.junction
 
 
+def read(name: str) -> str:
+    """Return the name as it comes from a file: equal to the code's own, and another object."""
+    return name.encode().decode()
+
+
 @pytest.mark.parametrize("operator", [*vocabulary.OPERATORS, *vocabulary.CONTROLS])
 @pytest.mark.parametrize("anchor", vocabulary.ANCHORS)
 def test_every_operator_at_every_anchor_is_the_request_of_the_table(operator: str, anchor: str) -> None:
@@ -122,14 +127,14 @@ def test_every_operator_at_every_anchor_is_the_request_of_the_table(operator: st
         decided = kind == "dense" or (kind == "sparse" and not watched)
         assert request(
             FAILURE,
-            operator,
+            read(operator),
             attempt,
             cell="c",
-            anchor=anchor,
-            continuation=continuation,
+            anchor=read(anchor),
+            continuation=read(continuation),
             donors=donors,
             seed=5,
-            settings=SETTINGS | {"dense_decode": decode},
+            settings=SETTINGS | {"dense_decode": read(decode)},
         ) == Request(
             prompt=[9, 9],
             seed=seed,

@@ -230,3 +230,7 @@ def test_of_equal_parts_the_path_decides() -> None:
     assert _fires(Intervention("sparse", position=3), 3, z, z, 0, 1.0, 2) == (True, PATH)
     assert _fires(Intervention("sparse", position=3, mix=COV), 3, z, z, 0, 1.0, 2) == (True, COV)
     assert _fires(Intervention("sparse", position=3), 2, z, z, 0, 1.0, 2) is None
+    assert _fires(Intervention("sparse", position=int("1000")), int("1000"), z, z, 0, 1.0, 2) == (True, PATH)
+    assert _fires(Intervention("sparse", position=10**3), 999, z, z, 0, 1.0, 2) is None
+    both = Intervention("sparse", position=int("1000"), threshold=1e9)
+    assert _fires(both, int("1000"), z, z, 0, 1.0, 2) == (True, PATH) and _fires(both, 999, z, z, 0, 1.0, 2) is None
