@@ -60,11 +60,19 @@ def main() -> None:
 
     warnings.showwarning = show  # type: ignore[assignment]
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # a full disk says so here, while there is a sentence for it
     except SalvageError as error:
         _end(str(error))
-    except PermissionError as error:
-        _end(f"{error.filename}: permission denied; check the folder's permissions")
+    except BrokenPipeError:  # `salvage evaluate | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if error.errno is None:  # a library's own word, not the system's
+            raise
+        _end(f"{error.filename or 'the system'}: {error.strerror}; check the path, its permissions and the space left")
     except ModuleNotFoundError as error:
         extra = extras.brings(error.name or "")
         if extra is None:
@@ -118,6 +126,7 @@ def _stage(name: str, quiet: bool) -> None:
 def lab(
     family: Annotated[str, typer.Option(help="smollm2: a real language model instead, and a specialist of it.")] = "",
     steps: Annotated[int, typer.Option(min=1, help="Of fine-tuning smollm2, 16 problems each.")] = 50,
+    adapter: Annotated[bool, typer.Option("--adapter", help="As a LoRA adapter, trained on chats.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Train the lab's micro models, ancestors and specialists."""
@@ -130,6 +139,11 @@ def lab(
 
     if family != "smollm2":
         raise SalvageError(f"--family {family!r} is not known; the only one is smollm2, the others are params.yaml's")
+    if adapter:
+        made, chats = smollm2.make_adapter(steps, settings.load().seed, quiet=quiet)
+        if not quiet:
+            print(f"lab: {made} is an adapter; next: salvage run --specialist {made} --problems {chats}")
+        return
     specialist, ancestor = smollm2.make(steps, settings.load().seed, quiet=quiet)
     if not quiet:
         print(
@@ -196,7 +210,9 @@ def route(
 
 def _tell(routed: Any, out: str) -> None:
     if out:
-        routed.to_csv(out, index=False)
+        from salvage.tables import csv_tables
+
+        csv_tables.write(routed, Path(out))
         return
     from salvage.reports.tables import answer_table, show_table
 
@@ -323,7 +339,9 @@ def _study(name: str, given: list[str], trials: int, json: str, quiet: bool) -> 
 @app.command()
 def rescue(
     specialist: Annotated[str, typer.Option(help="The post-trained model: folder or hub name.")] = "",
-    ancestor: Annotated[str, typer.Option(help="The model that it was post-trained from.")] = "",
+    ancestor: Annotated[
+        str, typer.Option(help="The model that it was post-trained from; an adapter names its own.")
+    ] = "",
     cell: Annotated[str, typer.Option(help="A pair of params.yaml by name, in place of the two.")] = "",
     problems: Annotated[str, typer.Option(help="A problem file (JSONL) or set; a lab cell has held-out ones.")] = "",
     policy: Annotated[
@@ -389,22 +407,72 @@ def show(
     rollout: Annotated[int, typer.Option(help="Which failed rollout; -1: the first.")] = -1,
 ) -> None:
     """Print a failed rollout: its tokens shaded by j, the junction, what was tried and what came of it."""
-    from rich.console import Console
-
     from salvage.project import settings
+    from salvage.reports import plain
     from salvage.reports import show as showing
 
     if outcomes:
         told = showing.from_outcomes(Path(outcomes), problem)
     else:
         told = showing.from_tables(settings.load(), problem, cell, rollout)
-    console = Console()
-    showing.show(told, console if console.is_terminal else Console(width=140))
+    showing.show(told, plain.console(140))
 
 
 @app.command()
-def report(quiet: Quiet = False) -> None:
+def doctor(
+    specialist: Annotated[str, typer.Option(help="One's own post-trained model: folder or hub name.")] = "",
+    ancestor: Annotated[
+        str, typer.Option(help="The model that it was post-trained from; an adapter names its own.")
+    ] = "",
+    problems: Annotated[str, typer.Option(help="A problem file (JSONL) or set: do its prompts fit?")] = "",
+    engine: Annotated[str, typer.Option(help="What is to run the pair: vllm, transformers, or auto.")] = "auto",
+    json: Annotated[str, typer.Option(help="Write what was found here as JSON.")] = "",
+) -> None:
+    """Look at this machine, at a pair of models (or those of params.yaml), and check every operator."""
+    extras.need("salvage doctor", "engine")
+    from rich.console import Console
+
+    from salvage.pipeline import doctor as looking
+    from salvage.problems import sets
+    from salvage.project import settings
+    from salvage.tables import files
+
+    ancestor = ancestor or settings.adapter_base(specialist)
+    if bool(specialist) != bool(ancestor):
+        raise SalvageError("a pair is both: give --specialist and --ancestor")
+    loaded = settings.load()
+    if specialist:
+        rows = sets.load(problems).to_dict("records") if problems else None
+        pairs = {Path(specialist).name: (specialist, ancestor, engine, rows)}
+    else:
+        pairs = {cell.name: (cell.specialist, cell.ancestor, cell.engine, None) for cell in loaded.own}
+    console = Console()
+    found: list[dict[str, Any]] = []
+    for section, finding in looking.doctor(pairs, loaded["vllm"]):
+        looking.show(console, section, finding, first=not found or found[-1]["section"] != section)
+        found.append({"section": section, **vars(finding)})
+    if json:
+        files.write_json(Path(json), found)
+    if any(one["ok"] is False for one in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Of a run that goes on: what its finished shards say so far.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
     """Draw the pictures and write the page of them."""
+    if partial:
+        extras.need("salvage report", "report")
+        from salvage.pipeline import results
+        from salvage.project import settings
+
+        page, told = results.partial(settings.load())
+        print(f"report: {page}: {told}")
+        return
     from salvage.pipeline import results
 
     results.report_stage(_load("report"))
@@ -416,16 +484,20 @@ def report(quiet: Quiet = False) -> None:
 def run(
     profile: Annotated[str, typer.Option(help="A profile of params.yaml: quick, default, full, own.")] = "",
     specialist: Annotated[str, typer.Option(help="One's own post-trained model: folder or hub name.")] = "",
-    ancestor: Annotated[str, typer.Option(help="The model that it was post-trained from.")] = "",
+    ancestor: Annotated[
+        str, typer.Option(help="The model that it was post-trained from; an adapter names its own.")
+    ] = "",
     problems: Annotated[str, typer.Option(help="A problem file (JSONL) or set.")] = "",
     engine: Annotated[str, typer.Option(help="vllm, transformers, or auto.")] = "",
+    name: Annotated[str, typer.Option(help="What to call one's own pair; else its specialist's folder.")] = "",
     quiet: Quiet = False,
 ) -> None:
     """Do the main job: every stage that is not up to date, ending in a registered champion."""
     extras.need("salvage run", *NEEDS["run"])
     from salvage.pipeline.run import run as every_stage
 
-    every_stage(profile or None, specialist or None, ancestor or None, problems or None, engine or None, quiet=quiet)
+    given = (profile, specialist, ancestor, problems, engine)
+    every_stage(*(value or None for value in given), name=name or None, quiet=quiet)
 
 
 @app.command()
@@ -445,27 +517,29 @@ def new(
 
 @app.command("import-rollouts")
 def import_rollouts(
-    file: Annotated[str, typer.Argument(help="JSONL of the authors' toolkit or of lm-evaluation-harness.")],
+    file: Annotated[str, typer.Argument(help="A file of rollouts, in any of the formats that the docs list.")],
     cell: Annotated[str, typer.Option(help="What to call this specialist on this task.")],
     out: Annotated[str, typer.Option(help="The rollouts table to write (Parquet).")],
-    problems: Annotated[str, typer.Option(help="The problem set; a harness file may bring its own.")] = "",
+    format: Annotated[str, typer.Option(help="What wrote the file; auto: its fields tell.")] = "auto",
+    problems: Annotated[str, typer.Option(help="The problem set; a file may bring its own.")] = "",
     tokenizer: Annotated[str, typer.Option(help="The specialist's folder or hub name, where lines lack tokens.")] = "",
-    verifier: Annotated[str, typer.Option(help="Judges a harness file that brings its own problems.")] = "exact",
+    verifier: Annotated[str, typer.Option(help="Judges a file that brings its own problems.")] = "exact",
+    metric: Annotated[str, typer.Option(help="Which of the file's verdicts to go by; none: verify all here.")] = "",
     metric_filter: Annotated[str, typer.Option("--filter", help="Which of a harness file's filters to take.")] = "",
-    problems_out: Annotated[str, typer.Option(help="Write a harness file's own problems here (Parquet).")] = "",
+    problems_out: Annotated[str, typer.Option(help="Write the file's own problems here (Parquet).")] = "",
 ) -> None:
     """Turn rollouts that exist already into a rollouts table."""
-    from salvage.problems import importing
+    from salvage.problems import formats, importing
     from salvage.problems import sets as problem_sets
     from salvage.tables import schema
 
-    loaded = problem_sets.load(problems) if problems else None
-    encode = _encoder(tokenizer) if tokenizer else None
-    table = importing.import_rollouts(
-        file, loaded, cell, encode, verifier_name=verifier, metric_filter=metric_filter or None
-    )
+    if problems and problems_out:
+        raise SalvageError("--problems and --problems-out were both given; the file's own are written, so choose one")
+    records = formats.records(Path(file), format, metric, metric_filter)
+    answered = problem_sets.load(problems) if problems else importing.file_problems(records, verifier)
+    table = importing.import_rollouts(records, answered, cell, _tokenizer(tokenizer) if tokenizer else None)
     if problems_out:
-        schema.write(importing.lm_eval_problems(file, verifier), schema.PROBLEMS, problems_out)
+        schema.write(answered, schema.PROBLEMS, problems_out)
     schema.write(table, schema.ROLLOUTS, out)
     print(f"import-rollouts: {out}: {len(table)} rollouts of {table['problem_id'].nunique()} problems")
 
@@ -485,8 +559,10 @@ def import_profiles(
         print(f"import-profiles: {out}: {len(table)} failures of {table['cell'].nunique()} cells")
 
 
-def _encoder(name: str) -> Any:
+def _tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
+
+    from salvage.problems.importing import Tokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
@@ -494,4 +570,4 @@ def _encoder(name: str) -> Any:
         raise SalvageError(
             f"--tokenizer {name}: no tokenizer there ({str(error).splitlines()[0]}); correct it"
         ) from None
-    return lambda text: tokenizer.encode(text, add_special_tokens=False)
+    return Tokenizer(lambda text: tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from salvage.engine.base import COV, PATH, Intervention, Request, seed_of
+from salvage.engine.base import COV, PATH, Intervention, Request, Sampling, seed_of
 from salvage.engine.transformers import TransformersEngine
 from salvage.method.reference import Array, Model, decode
 
@@ -45,7 +45,7 @@ def test_the_engine_decodes_by_the_letter(pair: tuple[Path, Path], greedy: bool)
         for k in range(2)
         for act in ACTS
     ]
-    done = engine.decode(some, temperature=0.6, max_tokens=12)
-    told = [decode(*models, r, temperature=0.6, max_tokens=12, ends=engine.ends, top_k_cov=3) for r in some]
+    done = engine.decode(some, sampling=Sampling(0.6), max_tokens=12)
+    told = [decode(*models, r, sampling=Sampling(0.6), max_tokens=12, ends=engine.ends, top_k_cov=3) for r in some]
     assert done == told
     assert sum(c.position >= 0 for c in told) > len(some) / 3

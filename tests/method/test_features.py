@@ -75,7 +75,7 @@ def test_features_are_those_of_the_loops(window):
         rest = {**means, "n_tokens": len(row["j"]), "j_max": max(row["j"])}
         assert {name: many.loc[i, name] for name in rest} == pytest.approx(rest, abs=1e-9)
         assert many.loc[i, ["cell", "problem_id", "rollout"]].tolist() == ["m|t", f"p{i}", 0]
-    assert many.columns.tolist() == [*schema.FEATURE_ROWS.columns]
+    assert many.columns.tolist() == [name for name, column in schema.FEATURE_ROWS.columns.items() if column.required]
     assert many.loc[8, "logit_dispersion"] == pytest.approx(-8)
 
 
@@ -157,3 +157,20 @@ def test_the_order_of_rollouts_does_not_matter():
     rows = signal_rows([4, 1, 9, 30], np.random.default_rng(3))
     turned = rollout_features(rows.iloc[::-1]).iloc[::-1].reset_index(drop=True)
     pd.testing.assert_frame_equal(rollout_features(rows), turned)
+
+
+def test_features_of_a_part_are_those_of_the_part_alone_at_its_place_in_the_whole():
+    rng = np.random.default_rng(5)
+    rows = signal_rows([9, 4, 12], rng)
+    spans = np.array([[3, 9], [0, 2], [5, 6]])
+    part = rows.assign(
+        **{name: [v[a:b] for v, (a, b) in zip(rows[name], spans, strict=True)] for name in vocabulary.SIGNALS}
+    )
+    got, alone = rollout_features(rows, 2, spans), rollout_features(part, 2)
+    assert got["junction"].tolist() == (alone["junction"] + spans[:, 0]).tolist()
+    assert got["n_tokens"].tolist() == [9, 4, 12]
+    rest = [name for name in alone if name not in ("junction", "n_tokens")]
+    pd.testing.assert_frame_equal(got[rest], alone[rest])
+    checked = schema.check(got, schema.FEATURE_ROWS, "features")
+    assert checked[["part_start", "part_end"]].to_numpy().tolist() == spans.tolist()
+    assert "part_start" not in schema.check(alone, schema.FEATURE_ROWS, "features")

@@ -7,11 +7,16 @@ from math import exp, log
 import numpy as np
 import pytest
 
-from salvage.engine.base import COV, PATH, Completion, Intervention, Request
-from salvage.method.reference import Array, Model, _fires, decode, drawn, mixed, softmax
+from salvage.engine.base import COV, PATH, Completion, Intervention, Request, Sampling
+from salvage.method.reference import Array, Model, _fires, decode, mixed, softmax
+from salvage.method.reference import drawn as drawn_by
 from salvage.method.signals import token_signals
 
 PROMPT = [7, 7]
+
+
+def drawn(weights: Array, uniform: float) -> int:
+    return drawn_by(weights, uniform, Sampling(1.0))
 
 
 def sure(tokens: list[int]) -> Model:
@@ -29,6 +34,12 @@ def always(*logits: float) -> Model:
     return lambda so_far: np.array(logits)
 
 
+def whole(tokens: list[int], n_tokens: int, n_ancestor_tokens: int, n_prefill: int, position: int) -> Completion:
+    """Return a completion that is truncated where its last new token is no end, 3."""
+    ended = n_tokens > 0 and tokens[-1] == 3
+    return Completion(tokens, n_tokens, n_ancestor_tokens, n_prefill, position, truncated=not ended)
+
+
 def answered(
     act: Intervention | None = None,
     *,
@@ -43,22 +54,22 @@ def answered(
     """Decode with a specialist that says 0 1 2 0 1 2 and an ancestor that says 1 all the time; 3 ends."""
     request = Request(PROMPT, seed, prefix=prefix or [], intervention=act or Intervention(), greedy=greedy)
     pair = specialist or sure([0, 1, 2]), ancestor or sure([1])
-    return decode(*pair, request, temperature=temperature, max_tokens=most, ends=[3], top_k_cov=4)
+    return decode(*pair, request, sampling=Sampling(temperature), max_tokens=most, ends=[3], top_k_cov=4)
 
 
 # ------------------------------------------------------------------ where it begins, acts and ends
 
 
 def test_a_plain_decode_goes_on_to_the_most_tokens_or_an_end() -> None:
-    assert answered() == Completion([0, 1, 2, 0, 1, 2], 6, 0, 2, -1)
-    assert answered(most=2) == Completion([0, 1], 2, 0, 2, -1)
-    assert answered(specialist=sure([0, 3, 1])) == Completion([0, 3], 2, 0, 2, -1)  # the end is said
+    assert answered() == whole([0, 1, 2, 0, 1, 2], 6, 0, 2, -1)
+    assert answered(most=2) == whole([0, 1], 2, 0, 2, -1)
+    assert answered(specialist=sure([0, 3, 1])) == whole([0, 3], 2, 0, 2, -1)  # the end is said
 
 
 def test_a_prefix_is_kept_and_not_paid_for_and_its_own_end_does_not_end() -> None:
-    assert answered(prefix=[2, 3]) == Completion([2, 3, 2, 0, 1, 2], 4, 0, 4, -1)
-    assert answered(prefix=[2, 2, 2], specialist=sure([0, 1, 2, 3])) == Completion([2, 2, 2, 3], 1, 0, 5, -1)
-    assert answered(prefix=[1] * 6) == Completion([1] * 6, 0, 0, 8, -1)
+    assert answered(prefix=[2, 3]) == whole([2, 3, 2, 0, 1, 2], 4, 0, 4, -1)
+    assert answered(prefix=[2, 2, 2], specialist=sure([0, 1, 2, 3])) == whole([2, 2, 2, 3], 1, 0, 5, -1)
+    assert answered(prefix=[1] * 6) == whole([1] * 6, 0, 0, 8, -1)
 
 
 @pytest.mark.parametrize("mix", [PATH, COV, None])
@@ -68,17 +79,17 @@ def test_sparse_takes_the_mixs_best_at_its_position(mix: int | None, position: i
     expected = [0, 1, 2, 0, 1, 2]
     expected[position] = 1
     act = Intervention("sparse", position=position, mix=mix, alpha=0.3)
-    assert answered(act) == Completion(expected, 6, position + 1, 4, position)
+    assert answered(act) == whole(expected, 6, position + 1, 4, position)
     mine = Intervention("sparse", position=position, mix=mix, alpha=0.7)
-    assert answered(mine) == Completion([0, 1, 2, 0, 1, 2], 6, position + 1, 4, position)
+    assert answered(mine) == whole([0, 1, 2, 0, 1, 2], 6, position + 1, 4, position)
 
 
 def test_a_position_within_the_prefix_has_passed() -> None:
     act = Intervention("sparse", position=1, mix=PATH, alpha=0.3)
-    assert answered(act, prefix=[0, 1]) == Completion([0, 1, 2, 0, 1, 2], 4, 0, 8, -1)
+    assert answered(act, prefix=[0, 1]) == whole([0, 1, 2, 0, 1, 2], 4, 0, 8, -1)
     at = Intervention("sparse", position=2, mix=PATH, alpha=0.3)
-    assert answered(at, prefix=[0, 1]) == Completion([0, 1, 1, 0, 1, 2], 4, 1, 8, 2)
-    assert answered(Intervention("sparse", position=9)) == Completion([0, 1, 2, 0, 1, 2], 6, 6, 4, -1)
+    assert answered(at, prefix=[0, 1]) == whole([0, 1, 1, 0, 1, 2], 4, 1, 8, 2)
+    assert answered(Intervention("sparse", position=9)) == whole([0, 1, 2, 0, 1, 2], 6, 6, 4, -1)
 
 
 def test_watching_it_acts_once_where_j_first_reaches_the_threshold() -> None:
@@ -87,10 +98,10 @@ def test_watching_it_acts_once_where_j_first_reaches_the_threshold() -> None:
     expected |= {3: ([0, 1, 2, 1, 1, 2], 3), 4: ([0, 1, 2, 0, 1, 1], 5)}
     for warmup, (tokens, at) in expected.items():
         act = Intervention("sparse", threshold=5.0, warmup=warmup, mix=PATH, alpha=0.3)
-        assert answered(act) == Completion(tokens, 6, at + 1, 4, at)
-    assert answered(Intervention("sparse", threshold=1e9)) == Completion([0, 1, 2, 0, 1, 2], 6, 6, 4, -1)
+        assert answered(act) == whole(tokens, 6, at + 1, 4, at)
+    assert answered(Intervention("sparse", threshold=1e9)) == whole([0, 1, 2, 0, 1, 2], 6, 6, 4, -1)
     both = Intervention("sparse", threshold=1e9, position=2, mix=PATH, alpha=0.3)
-    assert answered(both) == Completion([0, 1, 1, 0, 1, 2], 6, 3, 4, 2)  # the position at the latest
+    assert answered(both) == whole([0, 1, 1, 0, 1, 2], 6, 3, 4, 2)  # the position at the latest
 
 
 def test_the_threshold_itself_is_reached() -> None:
@@ -113,17 +124,17 @@ def test_local_temperature_redraws_one_token_and_never_asks_the_ancestor_but_to_
         act = Intervention("local_temp", position=2, local_temperature=30.0)
         token = drawn(softmax(np.array([0, 0, 50.0, 0]) / 30), first(seed, 6, 1, 2))
         tokens = [0, 1, token, 0, 1, 2] if token != 3 else [0, 1, 3]
-        assert answered(act, seed=seed) == Completion(tokens, len(tokens), 0, 2, 2)
+        assert answered(act, seed=seed) == whole(tokens, len(tokens), 0, 2, 2)
     watching = answered(Intervention("local_temp", threshold=5.0, local_temperature=0.1))
-    assert watching == Completion([0, 1, 2, 0, 1, 2], 6, 1, 4, 0)
+    assert watching == whole([0, 1, 2, 0, 1, 2], 6, 1, 4, 0)
 
 
 def test_dense_mixes_every_token() -> None:
     for mix in (PATH, COV, None):
-        assert answered(Intervention("dense", mix=mix, alpha=0.0)) == Completion([1] * 6, 6, 6, 4, -1)
-        assert answered(Intervention("dense", mix=mix, alpha=1.0)) == Completion([0, 1, 2, 0, 1, 2], 6, 6, 4, -1)
+        assert answered(Intervention("dense", mix=mix, alpha=0.0)) == whole([1] * 6, 6, 6, 4, -1)
+        assert answered(Intervention("dense", mix=mix, alpha=1.0)) == whole([0, 1, 2, 0, 1, 2], 6, 6, 4, -1)
     wrong = Intervention("dense", mix=PATH, wrong=True, alpha=0.0)
-    assert answered(wrong, prefix=[0]) == Completion([0, 1, 1, 1, 1, 1], 5, 5, 6, -1)
+    assert answered(wrong, prefix=[0]) == whole([0, 1, 1, 1, 1, 1], 5, 5, 6, -1)
 
 
 def test_greedy_takes_the_best_and_a_dense_best_is_the_mixs() -> None:
@@ -199,7 +210,9 @@ def test_the_larger_part_of_j_at_the_junction_decides_the_mix() -> None:
         for wrong in (False, True):
             act = Intervention("sparse", position=0, wrong=wrong, alpha=0.45)
             request = Request(PROMPT, seed, intervention=act)
-            done = decode(always(*z_s), always(*z_a), request, temperature=1.0, max_tokens=1, ends=[3], top_k_cov=1)
+            done = decode(
+                always(*z_s), always(*z_a), request, sampling=Sampling(1.0), max_tokens=1, ends=[3], top_k_cov=1
+            )
             assert done.tokens == [best[1 - kind if wrong else kind]]
 
 

@@ -1,4 +1,4 @@
-"""What is seen of the closed loop: a failure in the terminal, a trace in MLflow, the summary, the verdict on arms."""
+"""What is seen of the closed loop in the terminal: a failure, its junction, its route and what came of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from rich.console import Console
 
 from salvage.errors import SalvageError
 from salvage.reports import show
-from salvage.rescue import solving
 from salvage.rescue.loop import Attempt, Outcome
 
 LOOK = {
@@ -76,6 +75,13 @@ def test_a_failure_is_shown_with_its_junction_its_route_and_what_came_of_it() ->
     assert "'3'" in text and "0.800" in text  # what the ancestor would rather have said
     assert "[red]1+2=3" in text  # a model's text is no markup
     assert "solved, 15 model-tokens, 18 more to score" in text
+    assert "truncated" not in text
+
+
+def test_a_rollout_that_met_max_tokens_is_marked() -> None:
+    cut = outcome(attempts=[Attempt("sample", False, 5, -1, "1+2=4", truncated=True)], status="spent")
+    text = printed(json.loads(cut.line()))
+    assert "failed rollout 0, truncated: it met max_tokens" in text and "wrong, truncated" in text
 
 
 def test_tokens_are_shaded_by_j() -> None:
@@ -95,45 +101,34 @@ def test_a_problem_that_is_not_there_or_never_failed_is_named(tmp_path: Path) ->
         show.from_outcomes(tmp_path / "none.jsonl", "p1")
 
 
-def test_a_trace_tells_what_was_done_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import mlflow
-
-    from salvage.project import tracking
-    from salvage.rescue import tracing
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
-    tracking.connect()
-    found = mlflow.get_trace(tracing.trace(outcome()))
-    assert found is not None
-    spans = {span.name: span for span in found.data.spans}
-    names = [span.name for span in sorted(found.data.spans, key=lambda span: span.start_time_ns)]
-    assert names == ["rescue p1", "sample", "verify", "score", "route", "intervene: dense_steer", "verify"]
-    assert spans["score"].attributes["junction"] == 4 and spans["score"].attributes["junction_token"] == "4"
-    assert spans["route"].attributes["operator"] == "dense_steer"
-    assert spans["rescue p1"].attributes["regime"] == WHY["regime"]
-    assert spans["intervene: dense_steer"].attributes["model_tokens"] == 10
-    assert spans["rescue p1"].end_time_ns - spans["rescue p1"].start_time_ns == 19
-    assert tracing.trace(outcome(times=[("sample", 0, 0), ("verify", 0, 0)])) == ""  # done before it was resumed
-
-
-def test_the_share_that_is_traced_is_the_same_in_every_run() -> None:
-    from salvage.rescue import tracing
-
-    some = [outcome(problem_id=f"p{i}") for i in range(400)]
-    chosen = [tracing.chosen(o, 0.25) for o in some]
-    assert chosen == [tracing.chosen(o, 0.25) for o in some] and 60 < sum(chosen) < 140
-    assert all(tracing.chosen(o, 1.0) for o in some) and not any(tracing.chosen(o, 0.0) for o in some)
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (
+            b'{"problem_id": "p1", "prompt": "x", "answer": "1"}\n',
+            "line 1: it is no outcome .* prompt, answer;",
+        ),
+        (b'[{"problem_id": "p1"}]', "seems to be a JSON array"),
+        (b"PAR1....PAR1", "seems to be a Parquet file"),
+        (b"problem_id,cell\np1,a\n", "line 1, character 1 is not JSON"),
+        (b"", "is empty"),
+        (b'{"problem_id": "p1", "pro', "has no whole line yet"),
+        (b'"p1"\n', "line 1 is no JSON object"),
+        ('{"problem_id": "p1"}\n'.encode("utf-16"), "seems to be UTF-16"),
+    ],
+)
+def test_case_35_another_kind_of_file_is_named(tmp_path: Path, data: bytes, told: str) -> None:
+    file = tmp_path / "out.jsonl"
+    file.write_bytes(data)
+    with pytest.raises(SalvageError, match=rf"out\.jsonl.*{told}"):
+        show.from_outcomes(file, "p1")
+    with pytest.raises(SalvageError, match="is a folder"):
+        show.from_outcomes(tmp_path, "p1")
 
 
-def row(arm: str, budget: int, low: float | None) -> dict[str, Any]:
-    return {"cells": "all", "arm": arm, "budget": budget, "over_retry": low, "over_retry_low": low}
+def test_of_a_long_chat_the_page_shows_the_system_prompt_and_the_question() -> None:
+    from salvage.reports import traces
 
-
-def test_an_arm_beats_retry_from_the_budget_on_after_which_it_always_does() -> None:
-    rows = [row("retry", 4, None), *(row("rule", b, low) for b, low in ((4, 0.1), (8, -0.1), (16, 0.1)))]
-    rows += [row("portfolio", b, 0.1) for b in (4, 8, 16)] + [row("fixed", b, -1.0) for b in (4, 8, 16)]
-    told = solving.verdict(rows)
-    assert "rule from a budget of 16 retries on" in told
-    assert "portfolio from a budget of 4 retries on" in told and "fixed at no budget" in told
+    told = traces._without_middle("[system]\n" + "a" * 3000 + "\n\n[user]\n6*7?")
+    assert told.startswith("[system]\naaa") and told.endswith("aaa\n\n[user]\n6*7?") and len(told) < 1600
+    assert traces._without_middle("[user]\n6*7?") == "[user]\n6*7?"

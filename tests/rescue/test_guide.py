@@ -41,6 +41,13 @@ def portfolio(**changes: Any) -> Portfolio:
     return Portfolio(tuple(OPERATORS), Place(), place, correct, np.full((600, 5), 24.0), cost, **changes)  # type: ignore[arg-type]
 
 
+def two() -> Portfolio:
+    """Return the same with two operators alone: there are few mixes, however large the budget."""
+    whole = portfolio()
+    kept = {"correct_": whole.correct_[:, [0, 4]], "tried_": whole.tried_[:, [0, 4]], "cost_": whole.cost_[[0, 4]]}
+    return replace(whole, choices=("retry", "dense_steer"), **kept)
+
+
 RULE = Rule(np.zeros(3), np.ones(3))
 
 
@@ -91,7 +98,7 @@ def test_where_attempts_are_counted_every_operator_costs_one() -> None:
 
 
 def test_a_large_budget_is_planned_as_the_largest_and_retries_go_on() -> None:
-    told = routes(fitted(portfolio()), failures(0, 0), np.array([16.0, 400.0]), by_attempts=True)
+    told = routes(fitted(two()), failures(0, 0), np.array([16.0, 400.0]), by_attempts=True)
     assert len(told[0].order) == len(told[1].order) == 16 and told[1].then == "retry"
 
 
@@ -133,12 +140,7 @@ def test_why_holds_scores_expected_rates_and_regimes_of_failures_alike() -> None
 
 
 def test_regimes_need_every_operator() -> None:
-    whole = portfolio()
-    few = replace(
-        whole, choices=("retry", "dense_steer"), correct_=whole.correct_[:, [0, 4]], tried_=whole.tried_[:, [0, 4]],
-        cost_=whole.cost_[[0, 4]],
-    )  # fmt: skip
-    (told,) = routes(fitted(few), failures(1), np.array([2.0]), by_attempts=False)
+    (told,) = routes(fitted(two()), failures(1), np.array([2.0]), by_attempts=False)
     assert told.why["regime"] == {} and told.order == ["dense_steer"]
     assert set(told.why["expected"]) == {"retry", "dense_steer"}
 

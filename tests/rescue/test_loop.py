@@ -8,24 +8,19 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from salvage.errors import SalvageError
 from salvage.lab import task
-from salvage.policies.fitted import Fitted
 from salvage.project import settings
 from salvage.project.settings import Settings
 from salvage.rescue import comparison
-from salvage.rescue.guide import Route
-from salvage.rescue.loop import Budget, Loop, Outcome, pair, rescue
-from salvage.rescue.waves import Waves
-from salvage.tables.vocabulary import FACTS, FEATURES, OPERATORS
+from salvage.rescue.loop import Budget, Outcome, pair, rescue
+from scripted import fitted
 from worlds import in_place_of_auto
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,20 +44,6 @@ def expressions(n: int, verifier: str = "exact", answer: str = "9") -> pd.DataFr
     return pd.DataFrame([{"problem_id": f"p{i}", "prompt": f"{e}:", **row} for i, e in enumerate(drawn)])[
         ["problem_id", "task", "prompt", "answer", "verifier", "metadata"]
     ]
-
-
-def fitted(name: str = "rule", n: int = 60) -> Fitted:
-    """Return a policy fitted on made-up failures of cells that the loop does not know."""
-    from salvage.method.profiles import Tallies
-
-    rng = np.random.default_rng(0)
-    table = pd.DataFrame(rng.random((n, 9)), columns=[*FEATURES, *FACTS])
-    table = table.assign(cell="a|digits", task="digits", problem_id=[f"q{i}" for i in range(n)], n_failed_rollouts=1)
-    tried = np.full((n, 5), 12.0)
-    tried[:, 0] = 24
-    correct = rng.binomial(tried.astype(int), rng.random((n, 1)) * 0.5).astype(float)
-    tokens = np.tile([10.0, 20, 20, 20, 20], (n, 1))
-    return Fitted.fit(name, table, Tallies(correct, tried, tokens), OPERATORS)
 
 
 USER = '''
@@ -154,90 +135,12 @@ def test_retry_alone_is_plain_sampling(pair: tuple[Path, Path], loaded: Settings
     assert all(o.scored_tokens == 0 and not o.why for o in done)
 
 
-def test_a_budget_that_buys_nothing_and_a_price_without_a_plan_are_refused(
-    pair: tuple[Path, Path], loaded: Settings
-) -> None:
-    with pytest.raises(SalvageError, match="buys nothing"):
-        Budget(0, "tokens")
-    with pytest.raises(SalvageError, match="a price needs a policy that plans"):
-        outcomes(pair, loaded, expressions(3), price=0.1)
-
-
 def test_at_a_high_price_the_portfolio_stops(here: Path, pair: tuple[Path, Path], loaded: Settings) -> None:
     done = outcomes(pair, loaded, expressions(8, answer="never"), policy=fitted("portfolio"), price=2.0)
     assert {o.status for o in done} == {"stopped"} and {len(o.attempts) for o in done} == {1}
 
 
-def test_the_most_worth_comes_first_where_all_share_a_budget(loaded: Settings) -> None:
-    table = expressions(3)
-    waves = Waves(table, lambda: None, loaded, cell="x")  # type: ignore[arg-type, return-value]
-    loop = Loop(table, waves, None, Budget(2, in_all=True))
-    for problem, worth in zip(loop.open, (0.1, 0.3, 0.2), strict=True):
-        problem.attempts.append(object())  # type: ignore[arg-type]
-        problem.route = Route(["retry"], "retry", [worth])
-    assert [p.problem_id for p in loop._next()] == ["p1", "p2"]
-
-
 # ------------------------------------------------------------------ arms
-
-
-def table_of(solved: dict[tuple[str, int], list[bool]], tokens: dict[tuple[str, int], float]) -> pd.DataFrame:
-    rows = [
-        {
-            "cell": f"qwen3-sft-{i % 2}|digits",
-            "problem_id": f"p{i}",
-            "arm": arm,
-            "budget": budget,
-            "status": "solved" if right else "spent",
-            "operator": "",
-            "attempts": 1,
-            "model_tokens": int(tokens[arm, budget]),
-            "scored_tokens": 0,
-        }
-        for (arm, budget), some in solved.items()
-        for i, right in enumerate(some)
-    ]
-    return pd.DataFrame(rows)
-
-
-def test_rows_compare_within_one_budget_and_for_as_many_tokens() -> None:
-    n = 400
-    share = {("retry", b): 0.1 * b for b in range(1, 6)} | {("rule", 2): 0.35}
-    tokens = {("retry", b): 10 * b for b in range(1, 6)} | {("rule", 2): 25}
-    solved = {key: [i < s * n for i in range(n)] for key, s in share.items()}
-    rows = comparison.rows(table_of(solved, tokens), [2], resamples=300, seed=0)
-    (rule,) = [r for r in rows if r["arm"] == "rule" and r["cells"] == "all"]
-    assert rule["solved"] == pytest.approx(0.35) and rule["over_retry"] == pytest.approx(0.15)
-    assert rule["same_tokens"] == pytest.approx(0.10, abs=0.005)  # retry that spends 25 solves a quarter
-    assert rule["over_retry_low"] < 0.15 < rule["over_retry_high"] and rule["low"] < 0.35 < rule["high"]
-    retry = next(r for r in rows if r["arm"] == "retry")
-    assert retry["over_retry"] is None and retry["problems"] == n
-    assert {r["cells"] for r in rows} == {"all", "qwen3-sft-0|digits", "qwen3-sft-1|digits"}
-
-
-def test_an_arm_that_is_retry_shows_no_gain() -> None:
-    """What interval a null comparison gives: it must hold 0, and two arms with the same outcomes differ by nothing."""
-    rng = np.random.default_rng(0)
-    drawn = {("retry", b): list(rng.random(200) < 0.5) for b in (1, 2)}
-    told = comparison.rows(
-        table_of(drawn | {("same", 2): drawn["retry", 2]}, {k: 10 for k in [*drawn, ("same", 2)]}),
-        [2],
-        resamples=200,
-        seed=0,
-    )
-    same = next(r for r in told if r["arm"] == "same")
-    assert same["over_retry"] == same["over_retry_low"] == same["over_retry_high"] == 0
-
-
-def test_held_out_problems_are_in_no_table(loaded: Settings) -> None:
-    from salvage.lab.problems import lab_problems
-
-    used = set(lab_problems(600, loaded.seed)["prompt"])
-    cell = loaded.cells[0]
-    fresh = comparison.held_out(cell, loaded, 200)
-    assert len(fresh) == fresh["prompt"].nunique() == 200 and not set(fresh["prompt"]) & used
-    assert fresh.equals(comparison.held_out(cell, loaded, 200))
-    assert not fresh["prompt"].equals(comparison.held_out(replace(cell, name="another"), loaded, 200)["prompt"])
 
 
 @pytest.mark.parametrize("engine", ["transformers", pytest.param("auto", marks=pytest.mark.slow)])
@@ -258,22 +161,6 @@ def test_arms_run_side_by_side_and_finished_cells_are_kept(
     monkeypatch.setattr(comparison, "open_engine", None)  # nothing is decoded again
     assert comparison.compare(loaded, {cell.name: (cell, table)}, list(arms), here / "tables", quiet=True) == told
     assert path.read_bytes() == made
-
-
-def test_an_arm_fitted_on_these_problems_is_refused(
-    here: Path, pair: tuple[Path, Path], loaded: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from salvage.rescue.loop import pair as own
-
-    monkeypatch.setattr(comparison, "fit_arms", lambda settings, names: {"retry": None, "rule": fitted()})
-    cell, table = own(*map(str, pair)), expressions(3).assign(problem_id=["a", "q7", "b"])
-    with pytest.raises(SalvageError, match="was fitted on problem 'digits/q7'"):
-        comparison.compare(loaded, {cell.name: (cell, table)}, ["rule"], here / "tables", quiet=True)
-
-
-def test_an_unknown_arm_is_named(loaded: Settings) -> None:
-    with pytest.raises(SalvageError, match="arm 'best' is not one of retry, rule"):
-        comparison.fit_arms(loaded, ["retry", "best"])
 
 
 # ------------------------------------------------------------------ killed

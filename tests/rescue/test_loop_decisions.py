@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
 import pandas as pd
 import pytest
 
+from salvage.errors import SalvageError
 from salvage.policies.fitted import Fitted
 from salvage.rescue import loop as loops
 from salvage.rescue.guide import Route
-from salvage.rescue.loop import Budget, Loop, Outcome
+from salvage.rescue.loop import Attempt, Budget, Loop, Outcome
 from salvage.rescue.waves import SAMPLE, Try
 
 Answer = Callable[[Try], dict[str, Any]]
@@ -43,7 +45,7 @@ class Scripted:
 def result(t: Try, **told: Any) -> dict[str, Any]:
     """Return a wave's result: a failure of ten tokens, unless told otherwise; scored where it was to be."""
     made = {"operator": t.operator, "correct": False, "trouble": "", "text": f"{t.operator}{t.attempt}"}
-    made |= {"tokens": [t.attempt, 7], "n_tokens": 10, "n_ancestor_tokens": 0, "position": -1}
+    made |= {"tokens": [t.attempt, 7], "n_tokens": 10, "n_ancestor_tokens": 0, "position": -1, "truncated": False}
     made |= told
     if t.score and made["correct"] is False and "scored" not in made:
         made["scored"] = {"facts": {"problem_id": t.problem_id}, "n_prefill": 44, "view": {"junction": 1}}
@@ -84,6 +86,56 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 # ------------------------------------------------------------------ what a budget buys
+
+
+def test_a_budget_is_of_attempts_for_each_problem_where_nothing_else_is_said() -> None:
+    assert Budget(3) == Budget(3, "attempts", in_all=False)
+    assert Budget(1).amount == 1
+
+
+@pytest.mark.parametrize("amount", [0, -2])
+def test_a_budget_that_buys_nothing_is_refused(amount: int) -> None:
+    with pytest.raises(SalvageError, match=f"a budget of {amount} tokens buys nothing; give at least 1"):
+        Budget(amount, "tokens")
+
+
+@pytest.mark.parametrize(
+    ("decided", "name"),
+    [(Budget(3), "amount"), (Attempt("retry", True, 3, -1, ""), "correct"), (Try("p", SAMPLE, 0), "operator"),
+     (Route([], "retry"), "then")],
+)  # fmt: skip
+def test_what_was_decided_does_not_change(decided: Any, name: str) -> None:
+    with pytest.raises(FrozenInstanceError):
+        setattr(decided, name, 5)
+
+
+@pytest.mark.parametrize("in_all", [False, True])
+def test_a_unit_that_was_read_somewhere_is_the_same_unit(asked: list[dict[str, Any]], in_all: bool) -> None:
+    """Equal texts are one object only where the code itself spells them."""
+    attempts, tokens = json.loads('["attempts", "tokens"]')
+    done, _ = run(Budget(3, attempts, in_all), policy=POLICY)
+    assert done["p0"].model_tokens == 30 and asked[0]["by_attempts"] is True
+    done, _ = run(Budget(24, tokens, in_all), max_tokens=10)
+    assert done["p0"].model_tokens == 20
+
+
+def test_what_an_attempt_should_cost_is_told_by_the_first_rollouts_alone() -> None:
+    # 10 tokens, then 2 a retry: half of ten is left after none, one and two of them
+    done, _ = run(Budget(20, "tokens"), lambda t: {"n_tokens": 10 if t.operator == SAMPLE else 2})
+    assert [a.model_tokens for a in done["p0"].attempts] == [10, 2, 2, 2]
+    # 4 and 8 tokens, so 6 a retry: after four attempts of 24 tokens half of that is left of 27, not of 26
+    for amount, begun in ((26, 4), (27, 5)):
+        done, _ = run(Budget(amount, "tokens"), lambda t: {"n_tokens": 8 if t.attempt % 2 else 4}, first=2)
+        assert [a.model_tokens for a in done["p0"].attempts] == [4, 8, 4, 8, 4][:begun]
+
+
+def test_where_all_share_tokens_each_is_weighed_by_its_own_cost(asked: list[dict[str, Any]]) -> None:
+    # first rollouts of 4 and 10 tokens; then interventions of 8 and 20: with 14 to 17 left the second has less than 10
+    tokens = {"p0": 4, "p1": 10}
+    for left, second in ((17, ["p0"]), (18, ["p0", "p1"])):
+        _, waves = run(Budget(14 + left, "tokens", in_all=True), lambda t: {"n_tokens": tokens[t.problem_id]}, n=2,
+                       policy=POLICY, max_tokens=10)  # fmt: skip
+        assert waves.waves[:2] == [["p0", "p1"], second]
 
 
 @pytest.mark.parametrize(
@@ -149,6 +201,28 @@ def test_a_wave_is_no_larger_than_the_batch_and_fewest_attempts_come_first() -> 
 def test_open_problems_that_fit_one_wave_keep_their_order() -> None:
     _, waves = run(Budget(2), lambda t: {"correct": t.problem_id == "p1"}, n=3, batch=3)
     assert waves.waves == [["p0", "p1", "p2"], ["p0", "p2"]]
+
+
+def test_as_many_as_a_wave_holds_or_fewer_keep_their_order_too() -> None:
+    # p2 is solved at once: two are left for waves of two, of which p0 was tried more often
+    _, waves = run(Budget(4), lambda t: {"correct": t.problem_id == "p2"}, n=3, batch=2)
+    assert waves.waves[:3] == [["p0", "p1"], ["p2", "p0"], ["p0", "p1"]]
+    solved = ("p2", "p3", "p4")
+    _, waves = run(Budget(4), lambda t: {"correct": t.problem_id in solved}, n=5, batch=3)
+    assert waves.waves[:3] == [["p0", "p1", "p2"], ["p3", "p4", "p0"], ["p0", "p1"]]
+
+
+def test_a_problem_between_its_first_rollouts_is_worth_nothing_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for what has a chance, and goes before what has none and was tried more often."""
+    worth = {"p0": [0.5], "p1": [], "p2": []}
+    monkeypatch.setattr(
+        loops,
+        "routes",
+        lambda policy, table, left, **how: [Route(["retry"], "retry", worth[p]) for p in table["problem_id"]],
+    )
+    _, waves = run(Budget(9, in_all=True), n=3, batch=1, policy=POLICY, first=2)
+    # all once; p0 again, is worth 0.5 and goes on; then nothing is known of any, and fewest attempts come first
+    assert [w for (w,) in waves.waves] == ["p0", "p1", "p2", "p0", "p0", "p1", "p2", "p1", "p2"]
 
 
 def test_first_rollouts_then_the_plan_then_what_goes_on(asked: list[dict[str, Any]]) -> None:
@@ -223,6 +297,18 @@ def test_where_the_budget_is_spent_the_policy_is_not_asked(asked: list[dict[str,
     assert asked == [] and done["p0"].status == "spent" and done["p0"].scored_tokens == 44
 
 
+def test_results_and_routes_are_one_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were one missing, the rest would go to the wrong problems."""
+    waves = Scripted(lambda t: {})
+    make = waves.make
+    monkeypatch.setattr(waves, "make", lambda tries: make(tries)[:-1])
+    with pytest.raises(ValueError, match="shorter"):
+        list(Loop(problems(2), waves, None, Budget(2)).run())  # type: ignore[arg-type]
+    monkeypatch.setattr(loops, "routes", lambda *a, **k: [Route([], "retry")])
+    with pytest.raises(ValueError, match="shorter"):
+        run(Budget(2), n=2, policy=POLICY)
+
+
 # ------------------------------------------------------------------ how a problem ends
 
 
@@ -267,3 +353,21 @@ def test_times_are_those_of_the_waves_and_none_where_a_record_was_read(asked: li
     assert name == "route" and 0 < start <= end
     read, _ = run(Budget(2), policy=POLICY, clock=False)
     assert read["p0"].times == [(name, 0, 0) for name in ("sample", "verify", "score", "route", "intervene", "verify")]
+
+
+WHOLE = {"truncated": False}
+
+
+def test_a_line_is_all_of_an_outcome_but_its_times(asked: list[dict[str, Any]]) -> None:
+    done, _ = run(Budget(2), lambda t: {"correct": t.operator != SAMPLE, "n_ancestor_tokens": 1}, policy=POLICY)
+    assert done["p0"].times
+    assert json.loads(done["p0"].line()) == {
+        "cell": "m|t", "problem_id": "p0", "prompt": "0+1:", "reference": "1", "status": "solved",
+        "answer": "dense_steer0", "operator": "dense_steer",
+        "attempts": [
+            {"operator": SAMPLE, "correct": False, "model_tokens": 11, "position": -1, "text": "sample0"} | WHOLE,
+            {"operator": "dense_steer", "correct": True, "model_tokens": 11, "position": -1, "text": "dense_steer0"}
+            | WHOLE,
+        ],
+        "model_tokens": 22, "scored_tokens": 44, "why": {"policy": "it"}, "failure": {"junction": 1}, "trouble": "",
+    }  # fmt: skip

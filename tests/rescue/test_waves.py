@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from salvage.engine.base import COV, PATH, Completion, Request, seed_of
+from salvage.engine.base import COV, PATH, Completion, Request, Sampling, seed_of
 from salvage.errors import SalvageError
+from salvage.lab import task
 from salvage.problems.judging import Verdict
 from salvage.project import settings
 from salvage.project.settings import Settings
 from salvage.rescue.waves import SAMPLE, Try, Waves
 from salvage.tables.vocabulary import FEATURES
+from scripted import END, RIGHT, Scripted, problems
 from worlds import in_place_of_auto
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,6 +30,11 @@ class Told:
     """An engine that answers every request with the same four tokens, and remembers what it was asked."""
 
     context: int | None = None
+    ends: ClassVar[list[int]] = [3]
+
+    def span(self, prompt: list[int], completion: list[int], part: str) -> tuple[int, int]:
+        cut = completion.index(2) + 1 if 2 in completion else 0
+        return (0, cut) if part == "thinking" else (cut, len(completion))
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
@@ -35,15 +43,15 @@ class Told:
         self.how: list[dict[str, Any]] = []
         self.closed = 0
 
-    def encode(self, text: str) -> list[int]:
-        return [ord(c) for c in text]
+    def prompt(self, problem: dict[str, str]) -> list[int]:
+        return [ord(c) for c in problem["prompt"]]
 
     def text(self, tokens: list[int]) -> str:
         return " ".join(map(str, tokens))
 
-    def decode(self, requests: list[Request], *, temperature: float, max_tokens: int) -> list[Completion]:
+    def decode(self, requests: list[Request], *, sampling: Sampling, max_tokens: int) -> list[Completion]:
         self.requests += requests
-        self.how.append({"temperature": temperature, "max_tokens": max_tokens})
+        self.how.append({"sampling": sampling, "max_tokens": max_tokens})
         return [Completion([1, 2, 3, len(self.requests)], 4, 2, 9, 1) for _ in requests]
 
     def signals(
@@ -143,6 +151,37 @@ def test_a_score_holds_facts_rollouts_threshold_and_a_view(loaded: Settings) -> 
     assert json.loads(json.dumps(told)) == told
 
 
+def featurized(loaded: Settings, **changes: Any) -> Settings:
+    return replace(loaded, raw=loaded.raw | {"featurize": loaded["featurize"] | changes})
+
+
+def test_truncated_rollouts_are_left_out_where_settings_say_so(loaded: Settings) -> None:
+    engine, values = Told(), featurized(loaded, truncated="leave out")
+    ended, cut = [5, 6, 7, 3], [5, 6, 7, 8]  # 3 is the end; what the engine decodes here ends in 1 and in 2
+    tries = [Try("p0", SAMPLE, 1, score=True, failed=[cut]), Try("p1", SAMPLE, 1, score=True, failed=[cut, ended])]
+    made = waves(values, engine, Judged()).make(tries)
+    assert ["scored" in r for r in made] == [False, True]
+    assert [c for _, c in engine.scored] == [ended]
+    assert made[1]["scored"]["facts"]["n_failed_rollouts"] == 1
+
+
+@pytest.mark.parametrize(
+    ("part", "spread", "junction", "quantile"), [("thinking", 0.5, 1, 0.5), ("answer", 1.0, 2, 2.0)]
+)
+def test_features_are_of_the_part_that_settings_name(
+    loaded: Settings, part: str, spread: float, junction: int, quantile: float
+) -> None:
+    engine = Told()
+    (made,) = waves(featurized(loaded, part=part), engine, Judged()).make([Try("p0", SAMPLE, 0, score=True)])
+    told = made["scored"]
+    assert told["facts"]["spread"] == spread and told["facts"]["n_tokens"] == 4
+    assert told["rollouts"][0]["junction"] == junction and told["threshold"] == pytest.approx(quantile, rel=0.02)
+    assert told["facts"]["junction"] == junction / 4 and told["view"]["junction"] == junction
+    unthought = Try("p1", SAMPLE, 1, score=True, failed=[[7, 7, 7, 7]])
+    (made,) = waves(featurized(loaded, part=part), engine, Judged()).make([unthought])
+    assert len(made["scored"]["rollouts"]) == (1 if part == "thinking" else 2)
+
+
 def test_without_a_look_there_is_no_view_and_nobody_is_asked_for_one(loaded: Settings) -> None:
     engine = Told()
     made = waves(loaded, engine, Judged(), look=False).make([Try("p0", SAMPLE, 0, score=True)])
@@ -154,7 +193,7 @@ def test_models_are_asked_with_the_settings(loaded: Settings) -> None:
     waves(loaded, engine, Judged()).make([Try("p0", SAMPLE, 0, score=True)])
     sample, featurize = loaded["sample"], loaded["featurize"]
     assert engine.how == [
-        {"temperature": sample["temperature"], "max_tokens": sample["max_tokens"]},
+        {"sampling": Sampling.of(sample), "max_tokens": sample["max_tokens"]},
         {"temperature": sample["temperature"], "top_k_cov": featurize["top_k_cov"]},
     ]
 
@@ -166,7 +205,7 @@ def test_a_result_tells_what_it_cost_and_keeps_a_first_rollouts_tokens(loaded: S
     made = waves(loaded, Told(), Judged(p0=True)).make([Try("p0", SAMPLE, 0), Try("p1", "retry", 0)])
     assert made[0] == {
         "operator": SAMPLE, "correct": True, "trouble": "", "text": "1 2 3 2", "tokens": [1, 2, 3, 2],
-        "n_tokens": 4, "n_ancestor_tokens": 2, "position": 1,
+        "n_tokens": 4, "n_ancestor_tokens": 2, "position": 1, "truncated": False,
     }  # fmt: skip
     assert made[1]["tokens"] == [] and made[1]["operator"] == "retry"
 
@@ -206,6 +245,63 @@ def test_the_clock_tells_the_last_waves_three_parts_in_order(loaded: Settings) -
     assert 0 < a <= b == c <= d == e <= f
 
 
+@pytest.mark.parametrize("short", ["decode", "signals", "alternatives", "verify"])
+def test_an_answer_too_few_is_not_taken_for_the_next_ones(
+    loaded: Settings, monkeypatch: pytest.MonkeyPatch, short: str
+) -> None:
+    engine, judge = Told(), Judged()
+    who: Any = judge if short == "verify" else engine
+    whole = getattr(who, short)
+    monkeypatch.setattr(who, short, lambda *a, **k: whole(*a, **k)[:-1])
+    with pytest.raises(ValueError, match=r"shorter|same length"):
+        waves(loaded, engine, judge).make([Try("p0", SAMPLE, 0, score=True), Try("p1", SAMPLE, 0, score=True)])
+
+
+def test_scores_go_to_the_tries_that_asked(loaded: Settings) -> None:
+    """In the order of the tries, whatever the problems' own is; each with its own rollouts, verifier and looks."""
+    engine = Scripted({**RIGHT, "none": 0.0})
+    table = problems(4)
+    some = Waves(table, lambda: engine, loaded, cell="m|t")
+    tries = [Try("p3", SAMPLE, 0, score=True), Try("p0", SAMPLE, 0), Try("p2", SAMPLE, 1, score=True,
+             failed=[engine.encode("1#2")]), Try("p1", SAMPLE, 0, score=True)]  # fmt: skip
+    made = some.make(tries)
+    assert [r["scored"]["facts"]["problem_id"] if "scored" in r else None for r in made] == ["p3", None, "p2", "p1"]
+    prompts = table.set_index("problem_id")["prompt"].map(engine.encode)
+    for t, result in zip(tries, made, strict=True):
+        if not t.score:
+            continue
+        rollouts = [*t.failed, result["tokens"]]
+        told = [engine._signals([*prompts[t.problem_id], *r], len(r)) for r in rollouts]
+        scored = result["scored"]
+        assert [r["tokens"] for r in scored["rollouts"]] == rollouts
+        assert [r["junction"] for r in scored["rollouts"]] == [int(s["j"].argmax()) for s in told]
+        for r, s in zip(scored["rollouts"], told, strict=True):
+            larger = [PATH if d >= max(g, 0) else COV for d, g in zip(s["delta_path"], s["g_cov"], strict=True)]
+            assert r["mixes"] == larger
+        j = np.concatenate([s["j"] for s in told])
+        assert scored["threshold"] == pytest.approx(np.quantile(j, loaded["intervene"]["quantile"]) - 1e-3)
+        assert scored["n_prefill"] == 2 * sum(len(prompts[t.problem_id]) + len(r) for r in rollouts)
+        assert scored["facts"]["n_failed_rollouts"] == len(rollouts)
+        assert scored["facts"]["n_tokens"] == np.mean([len(r) for r in rollouts])
+        assert scored["facts"]["entropy"] == pytest.approx(np.mean([s["entropy"].mean() for s in told]))
+        assert scored["facts"]["spread"] == pytest.approx(np.mean([(s["j"] > 0).mean() for s in told]))
+        assert scored["view"]["j"] == [round(float(x), 4) for x in told[0]["j"]]  # of the first that failed
+        assert "".join(scored["view"]["tokens"]) == engine.text(rollouts[0])
+
+
+def test_a_problem_is_decoded_with_its_own_prompt_and_no_engine_is_asked_twice(loaded: Settings) -> None:
+    engine = Scripted()
+    table = problems(3)
+    some = Waves(table, lambda: engine, loaded, cell="m|t")
+    made = some.make([Try(p, SAMPLE, 0) for p in ("p2", "p0", "p1")])
+    prompts = [engine.text(r.prompt) for r in engine.decoded]
+    assert prompts == [table.set_index("problem_id")["prompt"][p] for p in ("p2", "p0", "p1")]
+    for name, result in zip(("p2", "p0", "p1"), made, strict=True):
+        row = table.set_index("problem_id").loc[name]
+        assert result["correct"] == task.verify(row["prompt"], row["answer"], result["text"])
+        assert result["tokens"] == [*engine.encode(result["text"]), END] and result["n_ancestor_tokens"] == 0
+
+
 # ------------------------------------------------------------------ the record
 
 
@@ -230,9 +326,9 @@ def test_a_record_of_other_attempts_or_of_another_job_is_refused(loaded: Setting
         waves(loaded, Told(), Judged(), record=record, mark="m").make([Try("p0", SAMPLE, 1)])
     with pytest.raises(SalvageError, match="begun with other models, problems, settings or policy"):
         waves(loaded, Told(), Judged(), record=record, mark="another")
-    record.write_text("")
-    with pytest.raises(SalvageError, match="begun with other models"):
-        waves(loaded, Told(), Judged(), record=record, mark="m")
+    record.write_text("")  # a start that did nothing, or a torn first line
+    assert waves(loaded, Told(), Judged(), record=record, mark="m")._recorded == []
+    assert record.read_text() == '{"mark": "m"}\n'
 
 
 def test_models_are_opened_once_and_closed_and_a_shared_judge_is_left_alone(loaded: Settings) -> None:

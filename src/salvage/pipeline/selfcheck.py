@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from salvage.engine.base import COV, PATH, Completion, Intervention, Request, seed_of
+from salvage.engine.base import COV, PATH, Completion, Intervention, Request, Sampling, seed_of
 from salvage.engine.choice import ENGINES, chosen
 from salvage.engine.looking import Finding
 from salvage.engine.speaker import Speaker
@@ -39,9 +39,12 @@ CLOSE = 1e-4  # nats, of signals
 
 def selfcheck() -> Iterator[Finding]:
     """Yield what came of the check, engine by engine."""
+    from transformers.utils import logging
+
     from salvage.lab.ancestors import untrained_pair
 
-    with tempfile.TemporaryDirectory() as folder:
+    logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as folder, _one_thread():
         pair = untrained_pair(Path(folder))
         for name in ENGINES:
             try:
@@ -58,9 +61,11 @@ def _checked(name: str, pair: tuple[Path, Path]) -> Finding:
         with _opened(name, pair) as engine:
             some = _requests(engine)
             expected = _expected(pair, some, engine.ends)
-            engine.decode(some[:4], temperature=TEMPERATURE, max_tokens=MAX_TOKENS)  # starts what is slow to start
+            engine.decode(
+                some[:4], sampling=Sampling(TEMPERATURE), max_tokens=MAX_TOKENS
+            )  # starts what is slow to start
             start = time.monotonic()
-            done = engine.decode(some, temperature=TEMPERATURE, max_tokens=MAX_TOKENS)
+            done = engine.decode(some, sampling=Sampling(TEMPERATURE), max_tokens=MAX_TOKENS)
             seconds = time.monotonic() - start
             off = _signals_off(engine, pair, some, [c.tokens for c in done])
     except SalvageError as error:
@@ -94,6 +99,19 @@ def _opened(name: str, pair: tuple[Path, Path]) -> Iterator[Any]:
         yield engine
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch to one thread: the pair's matrices are smaller than what it costs to share one out."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _requests(engine: Speaker) -> list[Request]:
     plain = [Request(engine.encode(p), seed_of(p, k)) for p in PROMPTS for k in range(3)]
     return [replace(r, intervention=act, greedy=i % 3 == 2) for i, r in enumerate(plain) for act in ACTS.values()]
@@ -106,7 +124,7 @@ def _expected(pair: tuple[Path, Path], some: list[Request], ends: list[int]) -> 
             specialist,
             ancestor,
             request,
-            temperature=TEMPERATURE,
+            sampling=Sampling(TEMPERATURE),
             max_tokens=MAX_TOKENS,
             top_k_cov=TOP_K_COV,
             ends=ends,

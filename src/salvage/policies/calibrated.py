@@ -56,7 +56,7 @@ class CellRates:
     def of(self, cell: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return level [n], advantages [n, choices] and variances [n, choices] for failures of these cells."""
         names, index = np.unique(cell, return_inverse=True)
-        found = [self.cells_.get(str(name), self.pool_) for name in names]
+        found = [self.cells_.get(str(name), self.pool_) for name in names] or [self.pool_]  # no failure: of none
         level, advantage, variance = (np.array(part) for part in zip(*found, strict=True))
         return level[index], advantage[index], variance[index]
 

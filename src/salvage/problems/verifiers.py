@@ -13,6 +13,8 @@ the column `verifier`:
 `math`
     Math-Verify holds the text to be equal to the answer, which is read as LaTeX. Prose and mathematics apart: it
     compares letters as products of symbols, so for words take `exact`.
+`code`
+    The program in the text passes the tests of the problem's `metadata`, in a sandbox (`code.py`).
 `reasoning_gym`
     Reasoning Gym's own scorer gives the full score to what the last ``<answer>...</answer>`` holds; without one, to
     the whole stripped text or to its last line. The problem's `metadata` is Reasoning Gym's entry as JSON.
@@ -39,6 +41,7 @@ import numpy as np
 import pandas as pd
 
 from salvage.errors import SalvageError
+from salvage.problems.code import code
 
 Problem = Mapping[str, Any]
 Verifier = Callable[[Problem, str], bool]
@@ -47,6 +50,7 @@ GUESS_RATES: dict[str, float | None] = {
     "exact": None,
     "numeric": None,
     "math": None,
+    "code": None,
     "reasoning_gym": None,
     "lab": 1e-4,  # an upper bound
 }
@@ -328,6 +332,7 @@ _BUILT_IN: dict[str, Verifier] = {
     "exact": _exact,
     "numeric": _numeric,
     "math": _math,
+    "code": code,
     "reasoning_gym": _reasoning_gym,
     "lab": _lab,
 }

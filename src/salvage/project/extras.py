@@ -7,9 +7,9 @@ from importlib.util import find_spec
 from salvage.errors import SalvageError
 
 EXTRAS = {  # as in pyproject.toml: the modules by which each is known to be there
-    "engine": ("torch", "transformers", "math_verify"),
+    "engine": ("torch", "transformers", "math_verify", "peft", "datasets"),
     "vllm": ("vllm",),
-    "lab": ("trl", "datasets", "reasoning_gym"),
+    "lab": ("trl", "reasoning_gym"),
     "track": ("mlflow", "dvc", "ruamel"),
     "studies": ("sklearn", "xgboost", "optuna", "skops", "filelock", "threadpoolctl"),
     "report": ("matplotlib", "jinja2"),

@@ -75,7 +75,7 @@ def report(label: str, name: str, worked: bool, quiet: bool) -> bool:
 def bar(quiet: bool) -> Progress:
     """Return a progress bar that shows on a terminal alone."""
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True)
 
 
