@@ -44,6 +44,10 @@ class Speaker:
         said = models.text_config(self.configs[0])
         self.vocabulary: int = min(said.vocab_size, max(self.tokenizer.get_vocab().values()) + 1)
         self.context: int | None = getattr(said, "max_position_embeddings", None) or None
+        special = {i: token.content for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        self._special = set(special)
+        marks = [mark for pair in THINKING for mark in pair]
+        self._marks = {i for i, content in special.items() if any(content in mark for mark in marks)}
         self.strange: dict[int, str] = {}
         self.ends = [end for end in _ends(specialist, self.configs[0], self.tokenizer) if end < self.vocabulary]
         if ancestor is not None:
@@ -112,8 +116,11 @@ class Speaker:
         return f"token {self.tokenizer.convert_ids_to_tokens(token)!r} (id {token})"
 
     def text(self, tokens: list[int]) -> str:
-        """Return a completion's text, special tokens left out."""
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        """Return a completion's text, special tokens left out but for marks of thoughts, which verifiers go by."""
+        if self._marks.isdisjoint(tokens):
+            return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        kept = [token for token in tokens if token in self._marks or token not in self._special]
+        return str(self.tokenizer.decode(kept, skip_special_tokens=False))
 
     def span(self, prompt: list[int], completion: list[int], part: str) -> tuple[int, int]:
         """Return where a part of a completion begins and ends (see `salvage.engine.base.Engine.span`).

@@ -27,8 +27,10 @@ from salvage.engine.opening import (
 from salvage.errors import SalvageError
 from salvage.lab.problems import lab_problems
 from salvage.method import facts, features, operators, profiles
-from salvage.problems import sets, verifiers
-from salvage.project.pool import each
+from salvage.pipeline.verdicts import Unverified, beside, refuse_none_right, tell
+from salvage.problems import sets, thinking, verifiers
+from salvage.problems.judging import Judge
+from salvage.project.pool import each, share
 from salvage.project.settings import DATA, LAB_PROBLEMS, MODELS, Cell, LabModel, Settings, problem_file
 from salvage.tables import schema, shards, vocabulary
 
@@ -93,13 +95,22 @@ def problem_sets(settings: Settings, *, quiet: bool = False) -> int:
 
 
 def sample(settings: Settings, *, quiet: bool = False) -> int:
-    """Sample and verify K rollouts a problem in every cell; return in how many cells there was work."""
+    """Sample and verify K rollouts a problem in every cell; return in how many cells there was work.
+
+    Raises
+    ------
+    SalvageError
+        Where no rollout is right in a cell of one's own (`verdicts.refuse_none_right`).
+    """
     if not quiet:
         for name, line in from_generation_config(settings).items():
             print(f"sample: {name}: {line}", flush=True)
     worked = _each_cell("sample", _sample, settings, ["rollouts"], quiet)
     for cell in settings.cells if not quiet else []:
         print(f"sample: {cell.name}: {_met_max_tokens(cell)}", flush=True)
+    if not quiet:
+        tell("sample", "rollouts", settings, "left out")
+    refuse_none_right(settings)
     return worked
 
 
@@ -124,12 +135,13 @@ def _sample(cell: Cell, settings: Settings) -> bool:
         values,
         engine_mark(cell, settings, table),
         files=[*weights(cell, ancestor=False), problem_file(cell.problems), *sets.verifier_files(table)],
-        code=["engine", "problems/verifiers.py", "lab/task.py"],
+        code=["engine", *verifiers.CODE],
     )
     path = DATA / "rollouts" / cell.file
     if schema.fingerprint(path) == mark:
         return False
-    with closing(open_engine(cell, settings, ancestor=False)) as engine:
+    unverified = Unverified(path, mark)
+    with _judge(table, settings) as judge, closing(open_engine(cell, settings, ancestor=False)) as engine:
         admit(table, engine, values["max_tokens"], cell.problems)
 
         def make(rows: pd.DataFrame) -> pd.DataFrame:
@@ -142,19 +154,24 @@ def _sample(cell: Cell, settings: Settings) -> bool:
                 max_tokens=values["max_tokens"],
             )
             texts = [engine.text(c.tokens) for c in done]
-            return pd.DataFrame(
+            ends = {p: engine.text(prompt[-thinking.TAIL :]) for p, prompt in prompts.items()}
+            asked = [thinking.within(ends[p], text) for (p, _), text in zip(keys, texts, strict=True)]
+            verdicts = judge.verify([p for p, _ in keys], asked)
+            unverified.note([{"problem_id": p, "rollout": k} for p, k in keys], texts, verdicts)
+            made = pd.DataFrame(
                 {
                     "cell": cell.name,
                     "problem_id": [p for p, _ in keys],
                     "rollout": [k for _, k in keys],
                     "tokens": [c.tokens for c in done],
                     "text": texts,
-                    "correct": verifiers.verify(table, [p for p, _ in keys], texts),
+                    "correct": [verdict.correct for verdict in verdicts],
                     "n_tokens": [c.n_tokens for c in done],
                     "seed": seeds,
                     "truncated": [c.truncated for c in done],
                 }
             )
+            return made[made["correct"].notna()]  # without a verdict it is neither right nor a failure
 
         return shards.build(path, schema.ROLLOUTS, mark, _pieces(table, SHARD, cell), make)
 
@@ -172,6 +189,7 @@ def _take_imported(cell: Cell) -> bool:
             "import the rollouts with the cell's own problems"
         )
     mark = shards.fingerprint(cell.name, files=[source])
+    Unverified(path, mark)  # those of rollouts that were sampled before go
     return shards.build(path, schema.ROLLOUTS, mark, [rows], lambda some: some.assign(cell=cell.name))
 
 
@@ -256,7 +274,10 @@ def _counting(
 
 def intervene(settings: Settings, *, quiet: bool = False) -> int:
     """Decode every failure again under every operator, verify, and write the attempts with what they cost."""
-    return _each_cell("intervene", _intervene, settings, ["attempts"], quiet)
+    worked = _each_cell("intervene", _intervene, settings, ["attempts"], quiet)
+    if not quiet:
+        tell("intervene", "attempts", settings, "counted as not rescued")
+    return worked
 
 
 def _combinations(cell: Cell, settings: Settings) -> list[tuple[str, str, str, int]]:
@@ -291,12 +312,13 @@ def _intervene(cell: Cell, settings: Settings) -> bool:
         settings["featurize"]["top_k_cov"],
         engine_mark(cell, settings, table),
         files=[*sources, problem_file(cell.problems), *weights(cell, ancestor=True), *sets.verifier_files(table)],
-        code=["engine", "method/operators.py", "problems/verifiers.py", "lab/task.py"],
+        code=["engine", "method/operators.py", *verifiers.CODE],
     )
     path = DATA / "attempts" / cell.file
     if schema.fingerprint(path) == mark:
         return False
-    with closing(open_engine(cell, settings, ancestor=True)) as engine:
+    unverified = Unverified(path, mark)
+    with _judge(table, settings) as judge, closing(open_engine(cell, settings, ancestor=True)) as engine:
         prompts = _prompts(engine, table)
         rollouts, signals, scored = (
             schema.read(source, kind)
@@ -328,7 +350,14 @@ def _intervene(cell: Cell, settings: Settings) -> bool:
                 for failure, operator, anchor, continuation, attempt in keys
             ]
             done = engine.decode(requests, sampling=Sampling.of(sampling), max_tokens=sampling["max_tokens"])
-            ids = [key[0].problem_id for key in keys]
+            ids, texts = [key[0].problem_id for key in keys], [engine.text(c.tokens) for c in done]
+            ends = {f.problem_id: engine.text(f.prompt[-thinking.TAIL :]) for f in some}
+            verdicts = judge.verify(ids, [thinking.within(ends[i], text) for i, text in zip(ids, texts, strict=True)])
+            names = ("operator", "anchor", "continuation", "attempt")
+            told = [
+                {"problem_id": i, **dict(zip(names, key[1:], strict=True))} for i, key in zip(ids, keys, strict=True)
+            ]
+            unverified.note(told, texts, verdicts)
             return pd.DataFrame(
                 {
                     "cell": cell.name,
@@ -337,7 +366,7 @@ def _intervene(cell: Cell, settings: Settings) -> bool:
                     "anchor": [key[2] for key in keys],
                     "continuation": [key[3] for key in keys],
                     "attempt": [key[4] for key in keys],
-                    "correct": verifiers.verify(table, ids, [engine.text(c.tokens) for c in done]),
+                    "correct": [verdict.correct is True for verdict in verdicts],
                     **{
                         k: [getattr(c, k) for c in done]
                         for k in ("n_tokens", "n_ancestor_tokens", "n_prefill", "position", "truncated")
@@ -365,8 +394,10 @@ def profile(settings: Settings, *, quiet: bool = False) -> int:
         )
         made = profiles.make_profiles(scored, tried, anchor=values["anchor"], continuation=values["continuation"])
         schema.write(made, schema.PROFILES, DATA / "profiles" / cell.file)
-        verifier = schema.read(problem_file(cell.problems), schema.PROBLEMS)["verifier"].iloc[0]
-        schema.write(facts.make_facts(rollouts, scored, verifier), schema.FACT_ROWS, DATA / "facts" / cell.file)
+        verifier = schema.read(problem_file(cell.problems), schema.PROBLEMS).set_index("problem_id")["verifier"]
+        schema.write(
+            facts.make_facts(rollouts, scored, verifier.to_dict()), schema.FACT_ROWS, DATA / "facts" / cell.file
+        )
         if not quiet:
             shares = pd.Series(profiles.regimes(made)).value_counts(normalize=True)
             told = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
@@ -385,8 +416,13 @@ def _each_cell(stage: str, work: Callable[..., bool], settings: Settings, folder
             print(f"{stage}: engine {engine} ({why})", flush=True)
     worked = each(stage, work, {c.name: (c, settled(c, settings)) for c in settings.cells}, quiet=quiet)
     for folder in folders:
-        _drop_others(DATA / folder, {cell.file for cell in settings.cells})
+        names = {name for cell in settings.cells for name in (cell.file, beside(Path(cell.file)).name)}
+        _drop_others(DATA / folder, names)
     return worked
+
+
+def _judge(problems: pd.DataFrame, settings: Settings) -> Judge:
+    return Judge(problems, seconds=settings["rescue"]["verify_seconds"], workers=share())
 
 
 def _drop_others(folder: Path, names: set[str]) -> None:

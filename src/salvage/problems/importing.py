@@ -20,8 +20,9 @@ import pandas as pd
 
 from salvage.problems import chat
 from salvage.problems.formats import Record
+from salvage.problems.judging import Judge
 from salvage.problems.sets import as_table, problem
-from salvage.problems.verifiers import verify
+from salvage.project.pool import share
 from salvage.tables import schema
 from salvage.tables.jsonl import Line
 
@@ -75,7 +76,8 @@ def import_rollouts(
     if any(record.ended is not None for record in records):
         for row, record in zip(rows, records, strict=True):
             row["truncated"] = record.ended is False
-    return schema.check(pd.DataFrame(rows), schema.ROLLOUTS, records[0].line.path)
+    judged = [row for row in rows if row["correct"] is not None]  # else it is neither right nor a failure
+    return schema.check(pd.DataFrame(judged), schema.ROLLOUTS, records[0].line.path)
 
 
 def file_problems(records: list[Record], verifier_name: str = "exact") -> pd.DataFrame:
@@ -211,10 +213,21 @@ def _tokens(record: Record, tokenizer: Tokenizer | None) -> list[int]:
     return own
 
 
-def _verdicts(records: list[Record], problems: pd.DataFrame) -> list[bool]:
+def _verdicts(records: list[Record], problems: pd.DataFrame) -> list[bool | None]:
     unknown = [i for i, record in enumerate(records) if record.correct is None]
-    found = verify(problems, [records[i].problem_id for i in unknown], [records[i].text for i in unknown])
-    verdicts = [bool(record.correct) for record in records]
-    for i, correct in zip(unknown, found, strict=True):
-        verdicts[i] = bool(correct)
+    verdicts = [record.correct for record in records]
+    with Judge(problems, workers=share()) as judge:
+        found = judge.verify([records[i].problem_id for i in unknown], [records[i].text for i in unknown])
+    for i, verdict in zip(unknown, found, strict=True):
+        verdicts[i] = verdict.correct
+    troubles = [(i, verdict.trouble) for i, verdict in zip(unknown, found, strict=True) if verdict.correct is None]
+    if troubles:
+        i, trouble = troubles[0]
+        if len(troubles) == len(records):
+            records[i].line.refuse(f"no rollout has a verdict: {trouble}; correct that")
+        warnings.warn(
+            f"{records[i].line.path}: {len(troubles)} of {len(records)} rollouts have no verdict and are left out; "
+            f"the first, line {records[i].line.number}: {trouble}",
+            stacklevel=2,
+        )
     return verdicts

@@ -26,6 +26,7 @@ WANTED = {  # by pydantic's name of a fault, where its own words are a programme
     "int_from_float": "a whole number",
     "float_type": "a number",
     "finite_number": "a finite number",
+    "bool_type": "true or false",
     "list_type": "a list",
     "too_short": "a list that is not empty",
     "dict_type": "a table of settings",
@@ -156,6 +157,7 @@ class Params(Section):
     profile: Name
     profiles: dict[str, Profile]
     cells: list[CellEntry]
+    allow_none_right: bool
     lab: Fitted | None
     methods: list[Literal["sft", "rft", "dpo", "grpo"]]
     engine: Engine

@@ -24,6 +24,7 @@ from salvage.engine.opening import engine_mark, open_engine, settled, weights
 from salvage.errors import SalvageError
 from salvage.policies.fitted import Fitted
 from salvage.problems import sets as problem_sets
+from salvage.problems import verifiers
 from salvage.project import settings as params
 from salvage.project.settings import Cell, Settings
 from salvage.rescue.guide import STOP, Route, routes
@@ -37,8 +38,7 @@ SOLVED, STOPPED, SPENT, UNVERIFIED = "solved", "stopped", "spent", "unverified"
 CODE = [
     "engine",
     "method/operators.py",
-    "problems/verifiers.py",
-    "problems/judging.py",
+    *verifiers.CODE,
     "method/features.py",
     "method/facts.py",
     "rescue/guide.py",

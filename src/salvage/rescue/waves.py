@@ -24,6 +24,7 @@ from salvage.method import operators
 from salvage.method.facts import make_facts
 from salvage.method.features import rollout_features
 from salvage.method.looks import looks
+from salvage.problems import thinking
 from salvage.problems.judging import Judge, Verdict
 from salvage.project.settings import Settings
 from salvage.tables import vocabulary
@@ -152,7 +153,8 @@ class Waves:
         done = engine.decode(requests, sampling=Sampling.of(sample), max_tokens=sample["max_tokens"])
         texts = [engine.text(c.tokens) for c in done]
         decoded = time_ns()
-        verdicts = judge.verify([t.problem_id for t in tries], texts)
+        ends = [engine.text(request.prompt[-thinking.TAIL :]) for request in requests]
+        verdicts = judge.verify([t.problem_id for t in tries], list(map(thinking.within, ends, texts)))
         verified = time_ns()
         results = [_result(*row) for row in zip(tries, done, texts, verdicts, strict=True)]
         failed = {
@@ -218,8 +220,8 @@ class Waves:
         if values["part"] != "both":
             spans = np.array([engine.span(prompts[p], tokens, values["part"]) for p, _, tokens in flat])
         features = rollout_features(rows, values["window"], spans)
-        verifier = self.problems.set_index("problem_id")["verifier"].loc[ids[0]]
-        known = make_facts(table, features, verifier).set_index("problem_id")
+        verifier = self.problems.set_index("problem_id")["verifier"]
+        known = make_facts(table, features, verifier.to_dict()).set_index("problem_id")
         means = features.groupby("problem_id", sort=False)[vocabulary.FEATURES].mean()
         count = features.groupby("problem_id", sort=False).size().rename("n_failed_rollouts")
         known = known.join(means).join(count).reset_index()[FACTS]

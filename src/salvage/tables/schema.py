@@ -51,7 +51,7 @@ ROLLOUTS = _table(
         "rollout": pa.Column("int32", _count),
         "tokens": pa.Column(object),  # list of int32 token ids, without the end token's padding
         "text": pa.Column(str),
-        "correct": pa.Column(bool),
+        "correct": pa.Column(bool),  # what has no verdict is no rollout (pipeline/verdicts.py)
         "n_tokens": pa.Column("int32", pa.Check.ge(1)),
         "seed": pa.Column("int64"),
         "truncated": pa.Column(bool, required=False),  # met max_tokens before an end; not there where it is not known

@@ -14,9 +14,12 @@ SIGNALS = ["delta_path", "g_cov", "logit_var", "entropy", "kl", "j"]
 THINKING = [  # what opens and closes a section of thought, by the models that write one; the last that closes counts
     ("<think>", "</think>"),
     ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
     ("<seed:think>", "</seed:think>"),
     ("[THINK]", "[/THINK]"),
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|channel|>analysis", "<|channel|>final<|message|>"),
 ]
 PARTS = ["both", "thinking", "answer"]  # of a completion, which signals may be taken over
