@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import exp, log
 from typing import Any
 
@@ -54,7 +55,9 @@ def answered(
     **kept_of: float,
 ) -> Completion:
     """Decode with a specialist that says 0 1 2 0 1 2 and an ancestor that says 1 all the time; 3 ends."""
-    request = Request(PROMPT, seed, prefix=prefix or [], intervention=act or Intervention(), greedy=greedy)
+    act = act or Intervention()
+    act = replace(act, kind=act.kind.encode().decode())  # equal to the code's own, and another object
+    request = Request(PROMPT, seed, prefix=prefix or [], intervention=act, greedy=greedy)
     pair = specialist or sure([0, 1, 2]), ancestor or sure([1])
     sampling = Sampling(temperature, **kept_of)  # type: ignore[arg-type]
     return decode(*pair, request, sampling=sampling, max_tokens=most, ends=[3], top_k_cov=4)
