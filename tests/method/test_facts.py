@@ -33,6 +33,17 @@ def test_facts_are_means_over_the_failed_rollouts() -> None:
     assert facts["kl"].to_dict() == pytest.approx({"p": 2, "q": 4})
 
 
+def test_each_problem_may_have_its_own_verifier() -> None:
+    rollouts, features = tables()
+    rollouts["text"] = ["7 of 9", "8 of 9", "it is 9", "", "x", ""]
+    each = make_facts(rollouts, features, {"p": "numeric", "q": "exact"})
+    assert each["agreement"].tolist() == pytest.approx([1, 1])  # all end on 9
+    other = make_facts(rollouts, features, {"p": "exact", "q": "numeric"})
+    assert other["agreement"].tolist() == pytest.approx([1 / 3, 1])
+    pd.testing.assert_frame_equal(make_facts(rollouts, features, {"p": "exact", "q": "exact"}), other)
+    pd.testing.assert_frame_equal(make_facts(rollouts, features, "exact"), other)
+
+
 def test_facts_are_of_each_cell_by_itself_and_in_the_order_of_the_features() -> None:
     rollouts, features = tables()
     other = rollouts["problem_id"] == "p"
@@ -92,7 +103,15 @@ def test_facts_stand_beside_their_failures() -> None:
         ("mine:check", "all 7 of them", "all 7 of them"),
         ("zoo:check", "all 7 of them", "all 7 of them"),
         ("math", "first\nlast line", "last line"),
+        ("math", r"so \boxed{7} it is", "7"),
+        ("exact", r"so \boxed{7} it is", r"so \boxed{7} it is"),  # a box is read for `math` alone
+        ("aaa:check", r"so \boxed{7} it is", r"so \boxed{7} it is"),
+        ("numeric", r"\boxed{7} of 9", "7"),
+        ("numeric", "<think>3 or 4?</think> five", "five"),  # thoughts are no answer
+        ("exact", "<think>yes</think>no", "no"),
+        ("numeric", "<think>3 or 4", "<think>3 or 4"),  # unfinished it has none: the text as a whole
+        ("lab", "<think>1#3</think>1#2", "2"),
     ],
 )
 def test_the_stated_answer_is_what_a_verifier_would_look_for(verifier: str, text: str, answer: str) -> None:
-    assert stated_answer(verifier, text) == answer
+    assert stated_answer(verifier.encode().decode(), text) == answer  # read from a file, not the code's own string

@@ -108,6 +108,11 @@ def where(operator: str, attempt: int, donors: list[int], seed: int) -> int:
     return rollout.junction
 
 
+def read(name: str) -> str:
+    """Return the name as it comes from a file: equal to the code's own, and another object."""
+    return name.encode().decode()
+
+
 @pytest.mark.parametrize("operator", [*vocabulary.OPERATORS, *vocabulary.CONTROLS])
 @pytest.mark.parametrize("anchor", vocabulary.ANCHORS)
 def test_every_operator_at_every_anchor_is_the_request_of_the_table(operator: str, anchor: str) -> None:
@@ -122,14 +127,14 @@ def test_every_operator_at_every_anchor_is_the_request_of_the_table(operator: st
         decided = kind == "dense" or (kind == "sparse" and not watched)
         assert request(
             FAILURE,
-            operator,
+            read(operator),
             attempt,
             cell="c",
-            anchor=anchor,
-            continuation=continuation,
+            anchor=read(anchor),
+            continuation=read(continuation),
             donors=donors,
             seed=5,
-            settings=SETTINGS | {"dense_decode": decode},
+            settings=SETTINGS | {"dense_decode": read(decode)},
         ) == Request(
             prompt=[9, 9],
             seed=seed,
@@ -186,6 +191,21 @@ def test_a_threshold_is_a_quantile_of_j_over_all_of_a_problems_rollouts() -> Non
         assert found.threshold == pytest.approx(high - 1e-3, abs=1e-12) and found.prompt == [7]
     assert [r.junction for r in found.rollouts] == [1, 0]
     assert [r.mixes.tolist() for r in found.rollouts] == [[PATH] * 3, [PATH] * 2]  # a tie is the path's
+
+
+def test_a_threshold_is_of_the_part_of_each_rollout_that_counts() -> None:
+    key = {"cell": "c", "problem_id": "a", "rollout": [0, 1]}
+    j = [np.array([9.0, 0.1, 0.5, 9.0]), np.array([9.0, 0.3, 0.7])]
+    zeros = [np.zeros(4), np.zeros(3)]
+    signals = pd.DataFrame({**key, "j": j, "delta_path": zeros, "g_cov": zeros})
+    rollouts = pd.DataFrame({**key, "tokens": [[1, 2, 3, 4], [4, 5, 6]]})
+    features = pd.DataFrame({**key, "junction": [2, 1], "part_start": [1, 1], "part_end": [3, 3]})
+    for quantile, high in ((0.0, 0.1), (0.5, 0.4), (1.0, 0.7)):
+        (found,) = failures({"a": [7]}, rollouts, signals, features, quantile)
+        assert found.threshold == pytest.approx(high - 1e-3, abs=1e-12)
+    assert [(r.tokens, r.junction, len(r.mixes)) for r in found.rollouts] == [([1, 2, 3, 4], 2, 4), ([4, 5, 6], 1, 3)]
+    (whole,) = failures({"a": [7]}, rollouts, signals, features.drop(columns=["part_start", "part_end"]), 1.0)
+    assert whole.threshold == pytest.approx(9 - 1e-3)
 
 
 def test_the_larger_part_of_j_decides_the_mix_and_below_0_there_is_none() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import exp, log
+from typing import Any
 
 import numpy as np
 import pytest
 
 from salvage.engine.base import COV, PATH, Completion, Intervention, Request, Sampling
-from salvage.method.reference import Array, Model, _fires, decode, mixed, softmax
+from salvage.method.reference import Array, Model, _fires, decode, kept, mixed, softmax
 from salvage.method.reference import drawn as drawn_by
 from salvage.method.signals import token_signals
 
@@ -50,11 +52,15 @@ def answered(
     greedy: bool = False,
     temperature: float = 1.0,
     most: int = 6,
+    **kept_of: float,
 ) -> Completion:
     """Decode with a specialist that says 0 1 2 0 1 2 and an ancestor that says 1 all the time; 3 ends."""
-    request = Request(PROMPT, seed, prefix=prefix or [], intervention=act or Intervention(), greedy=greedy)
+    act = act or Intervention()
+    act = replace(act, kind=act.kind.encode().decode())  # equal to the code's own, and another object
+    request = Request(PROMPT, seed, prefix=prefix or [], intervention=act, greedy=greedy)
     pair = specialist or sure([0, 1, 2]), ancestor or sure([1])
-    return decode(*pair, request, sampling=Sampling(temperature), max_tokens=most, ends=[3], top_k_cov=4)
+    sampling = Sampling(temperature, **kept_of)  # type: ignore[arg-type]
+    return decode(*pair, request, sampling=sampling, max_tokens=most, ends=[3], top_k_cov=4)
 
 
 # ------------------------------------------------------------------ where it begins, acts and ends
@@ -174,6 +180,59 @@ def test_a_token_is_drawn_by_inverting_the_cumulative_weights() -> None:
     assert drawn(np.array([0.5, 0.5, 0.0]), 1.0) == 2  # past the end there is only the last
 
 
+@pytest.mark.parametrize(
+    ("sampling", "left"),
+    [
+        (Sampling(1.0), [1, 4, 2, 2, 0, 1]),
+        (Sampling(1.0, min_p=0.5), [0, 4, 2, 2, 0, 0]),  # what is just half of the likeliest stays
+        (Sampling(1.0, min_p=0.51), [0, 4, 0, 0, 0, 0]),
+        (Sampling(1.0, min_p=1.0), [0, 4, 0, 0, 0, 0]),
+        (Sampling(1.0, top_k=1), [0, 4, 0, 0, 0, 0]),
+        (Sampling(1.0, top_k=2), [0, 4, 2, 2, 0, 0]),  # with all that tie with the last
+        (Sampling(1.0, top_k=4), [1, 4, 2, 2, 0, 1]),
+        (Sampling(1.0, top_k=5), [1, 4, 2, 2, 0, 1]),
+        (Sampling(1.0, top_k=6), [1, 4, 2, 2, 0, 1]),
+        (Sampling(1.0, top_k=99), [1, 4, 2, 2, 0, 1]),
+        (Sampling(1.0, top_p=0.1), [0, 4, 0, 0, 0, 0]),
+        (Sampling(1.0, top_p=0.4), [0, 4, 0, 0, 0, 0]),  # 0.4 of 1 alone
+        (Sampling(1.0, top_p=0.5), [0, 4, 2, 0, 0, 0]),  # of those that tie the lower id
+        (Sampling(1.0, top_p=0.7), [0, 4, 2, 2, 0, 0]),
+        (Sampling(1.0, top_p=0.85), [1, 4, 2, 2, 0, 0]),
+        (Sampling(1.0, top_p=0.95), [1, 4, 2, 2, 0, 1]),
+        (Sampling(1.0, top_k=2, top_p=0.6), [0, 4, 2, 0, 0, 0]),  # 4 of the 8 left, then 6
+        (Sampling(1.0, min_p=0.5, top_p=0.45), [0, 4, 0, 0, 0, 0]),  # 4 of 8: of what the others leave
+    ],
+)
+def test_what_a_draw_may_take_by_hand(sampling: Sampling, left: list[int]) -> None:
+    weights = np.array([1.0, 4, 2, 2, 0, 1])
+    assert kept(weights, sampling).tolist() == left
+    assert kept(weights / 10, sampling) == pytest.approx(np.array(left) / 10)
+    assert weights.tolist() == [1, 4, 2, 2, 0, 1]
+    for uniform in (0.0, 0.3, 0.6, 0.99):
+        assert drawn_by(weights, uniform, sampling) == drawn(np.array(left, np.float64), uniform)
+
+
+def test_every_draw_is_of_what_is_kept_and_every_best_of_all() -> None:
+    """Flat models, of which top_k leaves the likeliest two: at any temperature, in a mix, at a local temperature."""
+    z_s, z_a = [0.3, 0.2, 0.1, -9.0], [0.0, 0.1, 0.3, -9.0]
+    pair: dict[str, Any] = {"specialist": always(*z_s), "ancestor": always(*z_a), "top_k": 2}
+    cases = [
+        (None, {0, 1}),
+        (Intervention("dense", mix=PATH, alpha=0.0), {1, 2}),
+        (Intervention("dense", mix=COV, alpha=0.0, greedy=True), {2}),
+        (Intervention("local_temp", position=0, local_temperature=9.0), {0, 1}),
+        (Intervention("sparse", position=0, mix=PATH, alpha=0.0), {2, 0, 1}),
+    ]
+    for act, allowed in cases:
+        told = [answered(act, seed=seed, **pair).tokens for seed in range(20)]
+        assert {token for tokens in told for token in tokens} == allowed
+    local = Intervention("local_temp", position=0, local_temperature=0.001)
+    assert {answered(local, seed=seed, **pair).tokens[0] for seed in range(20)} == {0}
+    # j is of the whole distributions: truncated to one token there would be none to watch
+    watching = Intervention("sparse", threshold=0.2, mix=PATH, alpha=0.0)
+    assert answered(watching, **(pair | {"top_k": 1})).position == 0
+
+
 def test_probabilities_by_hand_and_for_any_size_of_logits() -> None:
     np.testing.assert_allclose(softmax(np.log([1.0, 2.0, 5.0])), [1 / 8, 2 / 8, 5 / 8])
     np.testing.assert_allclose(softmax(np.array([5000.0, 5000.0 - log(3)])), [3 / 4, 1 / 4])
@@ -216,8 +275,34 @@ def test_the_larger_part_of_j_at_the_junction_decides_the_mix() -> None:
             assert done.tokens == [best[1 - kind if wrong else kind]]
 
 
+def test_the_parts_are_compared_at_any_size_and_below_0_they_are_none() -> None:
+    """At random, from a hundredth of a nat to several: what the taken token tells against what the likeliest two do."""
+    rng, told = np.random.default_rng(0), set()
+    for scale in [0.01, 0.1, 0.5, 2.0] * 10:
+        z_s, z_a = scale * rng.normal(size=(2, 4))
+        ours, theirs = softmax(z_s / 0.8), softmax(z_a / 0.8)
+        top = np.argsort(-theirs)[:2]
+        gap = log(sum(theirs[top]) / sum(ours[top]))
+        for token in range(4):
+            delta = log(ours[token] / theirs[token])
+            kind = PATH if max(delta, 0) >= max(gap, 0) else COV
+            assert _fires(Intervention("sparse", position=0), 0, z_s, z_a, token, 0.8, 2) == (True, kind)
+            told.add((kind, delta > 0, gap > 0))
+    assert told == {
+        (PATH, True, True),
+        (COV, True, True),
+        (COV, False, True),
+        (PATH, True, False),
+        (PATH, False, False),
+    }
+
+
 def test_of_equal_parts_the_path_decides() -> None:
     z = np.array([0.0, 1.0, 2.0, -9.0])
     assert _fires(Intervention("sparse", position=3), 3, z, z, 0, 1.0, 2) == (True, PATH)
     assert _fires(Intervention("sparse", position=3, mix=COV), 3, z, z, 0, 1.0, 2) == (True, COV)
     assert _fires(Intervention("sparse", position=3), 2, z, z, 0, 1.0, 2) is None
+    assert _fires(Intervention("sparse", position=int("1000")), int("1000"), z, z, 0, 1.0, 2) == (True, PATH)
+    assert _fires(Intervention("sparse", position=10**3), 999, z, z, 0, 1.0, 2) is None
+    both = Intervention("sparse", position=int("1000"), threshold=1e9)
+    assert _fires(both, int("1000"), z, z, 0, 1.0, 2) == (True, PATH) and _fires(both, 999, z, z, 0, 1.0, 2) is None

@@ -182,6 +182,8 @@ LACKING = np.array([[0, -np.inf, -np.inf]] * 3)  # has the first token alone
         ((GOOD[None], GOOD, [0, 1]), "must be"),
         ((np.array([[0, 0, 0], [np.nan, 0, -np.inf]]), GOOD, [0, 1]), "specialist's logits at position 1 are not"),
         ((np.array([[0, 0, 0], [-np.inf, -np.inf, np.inf]]), GOOD, [0, 1]), "specialist's logits at position 1 are"),
+        ((np.array([[np.nan, np.inf, 0], [0, 0, 0]]), GOOD, [0, 1]), "specialist's logits at position 0 are not"),
+        ((GOOD, np.array([[0, 0, 0], [np.inf, np.nan, 0]]), [0, 1]), "ancestor's logits at position 1 are not"),
         ((np.array([[np.nan] * 3] * 2), GOOD, [0, 1]), "specialist's logits at position 0 are not numbers; score it"),
         ((np.zeros((0, 3)), np.zeros((0, 3)), np.zeros(0, int)), "no tokens"),
         ((np.array([[0, -np.inf]]), np.array([[0, -np.inf]]), [1]), "token 1 at position 0 is impossible to both"),

@@ -128,6 +128,12 @@ def test_without_outcomes_nothing_is_known_of_any_cell() -> None:
         assert variance.tolist() == [[np.inf] * 3] * 2
 
 
+def test_of_no_failures_there_are_no_rates() -> None:
+    for cells in (["a", "b"], []):
+        fitted = CellRates.fit(np.array(cells), np.full((len(cells), 3), 0.5))
+        assert [part.shape for part in fitted.of(np.array([], str))] == [(0,), (0, 3), (0, 3)]
+
+
 def test_cell_rates_are_shrunk_as_far_as_noise_explains_them() -> None:
     rng = np.random.default_rng(0)
     cell = np.repeat(["big", "small", "big2"], [3000, 6, 3000])

@@ -27,13 +27,18 @@ PROFILES, ATTEMPTS = planted(np.random.default_rng(0).beta(1, 2, size=(40, 5)), 
 TALLIES: Tallies = tally(PROFILES, ATTEMPTS)[0]
 
 
+def read(name: str) -> str:
+    """Return the name as it comes from a file: equal to the code's own, and another object."""
+    return name.encode().decode()
+
+
 def fit(name: str, **settings: Any) -> Fitted:
-    return Fitted.fit(name, PROFILES, TALLIES, OPERATORS, **settings)
+    return Fitted.fit(read(name), PROFILES, TALLIES, OPERATORS, **settings)
 
 
 def test_policies_are_classes_by_name() -> None:
     assert ["rule", *CLASSES] == POLICIES
-    assert {name: policy_class(name) for name in CLASSES} == CLASSES
+    assert {name: policy_class(read(name)) for name in CLASSES} == CLASSES
 
 
 @pytest.mark.parametrize("name", ["rule", "none", "Fixed"])

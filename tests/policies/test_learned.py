@@ -207,6 +207,12 @@ def test_a_bin_by_hand() -> None:
     np.testing.assert_allclose(low, [[0, 0.1 + 0.196]] * 10)
 
 
+def test_rates_all_alike_have_an_interval_of_no_width_whatever_rounding() -> None:
+    for rate in np.arange(1, 100) / 100:  # the mean of squares may fall below the square of the mean
+        _, reach = learned._bins(np.arange(30.0), np.full(30, rate))
+        np.testing.assert_allclose(reach, rate, atol=1e-7)
+
+
 def test_intervals_are_those_of_the_bins_and_hold_the_prediction() -> None:
     table = failures(100, 8, cells=3, problems=60)
     rates = learnable(table)

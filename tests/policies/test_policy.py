@@ -63,6 +63,9 @@ def test_what_may_be_chosen_of_few_is_picked_among_them() -> None:
     worth = np.array([[0.1, 0.3, 0.2], [0.3, 0.3, 0.1], [0.2, 0.1, 0.2]])
     assert pick(worth, ["retry", "dense_steer", "local_temp"]).tolist() == ["dense_steer", "dense_steer", "local_temp"]
     assert pick(np.zeros((0, 5)), OPERATORS).tolist() == []
+    read = [name.encode().decode() for name in OPERATORS]  # from a file: equal names, other objects
+    assert pick(np.eye(5), read).tolist() == OPERATORS
+    np.testing.assert_array_equal(Random(tuple(read)).expected(FAILURES), Random(tuple(OPERATORS)).expected(FAILURES))
 
 
 def test_priority_is_the_rules_own_order_and_its_fallback_comes_first() -> None:

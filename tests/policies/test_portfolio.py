@@ -67,6 +67,9 @@ def test_a_mix_fails_where_all_of_it_fails() -> None:
     fails = mix_fails(chance, np.array([[1, 0], [1, 2], [2, 0]]))
     np.testing.assert_allclose(fails, [[3 / 4, 3 / 4 / 6, 1 / 2], [1, 0, 1]], atol=1e-6)
     np.testing.assert_allclose(own_mix_fails(chance, np.array([[2, 1], [2, 0]])), [1 / 4, 1])
+    one = np.array([[1], [2], [0]])  # as many failures as there are, whatever the number of operators
+    np.testing.assert_allclose(own_mix_fails(chance[[0, 0, 1], :1], one), [3 / 4, 1 / 2, 1])
+    np.testing.assert_allclose(own_mix_fails(chance[:1, [0, 1, 0]], np.array([[1, 2, 2]])), [3 / 4 / 6 / 2])
 
 
 def test_a_step_is_the_chance_to_resist_one_more() -> None:
