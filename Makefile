@@ -14,8 +14,11 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet --n
 
 .PHONY: run test test-all serve lint mutants update figures screenshots clean
 
+ifndef MLFLOW_EXPERIMENT_ID
+run: export MLFLOW_EXPERIMENT_NAME ?= salvage
+endif
 run: $(STAMP)
-	mlflow run . --env-manager local --experiment-name salvage -P profile=$(PROFILE)
+	mlflow run . --env-manager local -P profile=$(PROFILE)
 	@echo "To have salvage, mlflow and dvc on your path: . $(VENV)/bin/activate"
 
 # A file's tests stay in one process, for what they share.

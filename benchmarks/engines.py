@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from salvage.engine.base import PATH, Intervention, Request, seed_of
+from salvage.engine.base import PATH, Intervention, Request, Sampling, seed_of
 from salvage.engine.transformers import TransformersEngine
 from salvage.engine.vllm import VllmEngine, _imported
 from salvage.lab import task
@@ -40,6 +40,8 @@ from salvage.tables import vocabulary
 
 ROUNDS = 3
 TEMPERATURE = 0.6
+SAMPLING = Sampling(TEMPERATURE)
+NUCLEUS = Sampling(TEMPERATURE, top_p=0.95)
 _started: list[Any] = []  # vLLM without Salvage
 
 
@@ -58,7 +60,9 @@ def main() -> None:
     tokens = 64 if lab else 32
     table = _problems(lab)
     plain = [
-        Request(mine.encode(prompt), seed_of(prompt, k)) for prompt in table["prompt"] for k in range(8 if lab else 1)
+        Request(mine.prompt({"prompt": prompt}), seed_of(prompt, k))
+        for prompt in table["prompt"]
+        for k in range(8 if lab else 1)
     ]
     figures = {"machine": _machine(), "decoding": _decoding(mine, theirs, pair, plain, tokens)}
     figures["scoring"] = _scoring(mine, theirs, pair, plain, tokens, lab)
@@ -148,7 +152,7 @@ def _decoding(
 
     bare = _bare(pair[0], mine)
     # as many tokens of each request as Salvage takes: a batch that empties sooner has fewer tokens for its steps
-    counts = [c.n_tokens for c in mine.decode(plain, temperature=TEMPERATURE, max_tokens=tokens)]
+    counts = [c.n_tokens for c in mine.decode(plain, sampling=SAMPLING, max_tokens=tokens)]
     params = [SamplingParams(temperature=TEMPERATURE, max_tokens=n, ignore_eos=True, detokenize=False) for n in counts]
     prompts = [{"prompt_token_ids": r.prompt} for r in plain]
     dense = [replace(r, intervention=Intervention("dense", mix=PATH)) for r in plain]
@@ -159,7 +163,7 @@ def _decoding(
         return sum(len(o.outputs[0].token_ids) for o in bare.generate(prompts, params, use_tqdm=False))
 
     def decode(engine: Any, some: list[Request]) -> Callable[[], int]:
-        return lambda: sum(c.n_tokens for c in engine.decode(some, temperature=TEMPERATURE, max_tokens=tokens))
+        return lambda: sum(c.n_tokens for c in engine.decode(some, sampling=SAMPLING, max_tokens=tokens))
 
     work = {
         "bare LLM.generate, the specialist": alone,
@@ -192,7 +196,7 @@ def _decoding(
 def _scoring(
     mine: VllmEngine, theirs: TransformersEngine, pair: tuple[str, str], plain: list[Request], tokens: int, lab: bool
 ) -> dict[str, Any]:
-    done = theirs.decode(plain, temperature=TEMPERATURE, max_tokens=tokens)
+    done = theirs.decode(plain, sampling=SAMPLING, max_tokens=tokens)
     prompts, completions = [r.prompt for r in plain], [c.tokens for c in done]
     count = sum(map(len, completions))
     k = theirs.top_k_cov
@@ -324,10 +328,10 @@ def _tempered(log: dict[int, float]) -> dict[int, float]:
 
 def _parity(mine: VllmEngine, theirs: TransformersEngine, table: pd.DataFrame, tokens: int) -> dict[str, Any]:
     """Compare the engines on failures of the specialist: each operator and anchor, greedy and sampled."""
-    prompts = {row.problem_id: mine.encode(row.prompt) for row in table.itertuples()}
+    prompts = {row.problem_id: mine.prompt(row._asdict()) for row in table.itertuples()}
     keys = [(p, k) for p in prompts for k in range(8)]
     drawn = [Request(prompts[p], seed_of(p, k)) for p, k in keys]
-    done = theirs.decode(drawn, temperature=TEMPERATURE, max_tokens=tokens)
+    done = theirs.decode(drawn, sampling=SAMPLING, max_tokens=tokens)
     right = verifiers.verify(table, [p for p, _ in keys], [theirs.text(c.tokens) for c in done])
     failed = [(p, k, c.tokens) for (p, k), c, good in zip(keys, done, right, strict=True) if not good]
     told = theirs.signals(
@@ -369,9 +373,7 @@ def _parity(mine: VllmEngine, theirs: TransformersEngine, table: pd.DataFrame, t
                     for f in found
                     for a in range(attempts)
                 ]
-                both = [
-                    e.decode([r for _, r in some], temperature=TEMPERATURE, max_tokens=tokens) for e in (mine, theirs)
-                ]
+                both = [e.decode([r for _, r in some], sampling=SAMPLING, max_tokens=tokens) for e in (mine, theirs)]
                 entry[f"{continuation}_equal"] = round(float(np.mean([a == b for a, b in zip(*both, strict=True)])), 4)
                 ids = [p for p, _ in some]
                 rates = [verifiers.verify(table, ids, [mine.text(c.tokens) for c in cs]) for cs in both]

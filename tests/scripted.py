@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from salvage.engine.base import Completion, Request
+from salvage.engine.base import Completion, Request, Sampling
 from salvage.lab import task
 from salvage.method.profiles import Tallies
 from salvage.policies.fitted import Fitted
@@ -31,6 +32,7 @@ class Scripted:
     """Keeps `salvage.engine.base.Engine`; counts what it was asked."""
 
     context: int | None = None
+    ends = [END]  # noqa: RUF012
 
     def __init__(self, right: dict[str, float] = RIGHT) -> None:
         self.right = right
@@ -40,16 +42,22 @@ class Scripted:
         self.looked: list[list[int]] = []
         self.closed = 0
 
+    def prompt(self, problem: Mapping[str, Any]) -> list[int]:
+        return self.encode(problem["prompt"])
+
     def encode(self, text: str) -> list[int]:
         return [CHARACTERS.index(c) for c in text]
 
     def text(self, tokens: list[int]) -> str:
         return "".join(CHARACTERS[t] for t in tokens if t != END)
 
-    def decode(self, requests: list[Request], *, temperature: float, max_tokens: int) -> list[Completion]:
+    def decode(self, requests: list[Request], *, sampling: Sampling, max_tokens: int) -> list[Completion]:
         self.decoded += requests
         self.waves.append(len(requests))
         return [self._decode(request, max_tokens) for request in requests]
+
+    def span(self, prompt: list[int], completion: list[int], part: str) -> tuple[int, int]:
+        return 0, len(completion)
 
     def _decode(self, request: Request, max_tokens: int) -> Completion:
         rng, kind = random.Random(request.seed), request.intervention.kind

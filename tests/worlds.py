@@ -47,6 +47,44 @@ def planted(
     return profiles, tried
 
 
+def uneven(cells: list[str], each: int, tries: list[int], seed: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Return profiles, attempts and facts; cells share problems, attempts differ in number and in length.
+
+    Parameters
+    ----------
+    tries : list of int, [operators]
+        The fewest attempts; every other failure has one more.
+    """
+    rng = np.random.default_rng(seed)
+    rows, tried = [], []
+    for cell in cells:
+        for p in sorted(rng.permutation(each + 3)[:each].tolist()):
+            name = {"cell": cell, "problem_id": f"p{p}"}
+            truth = rng.beta(1, [3, 1.5, 1.5, 1.5, 1.5])  # retry rescues less, so that most are steerable-hard
+            right = [rng.random(n + rng.integers(2)) < rate for n, rate in zip(tries, truth, strict=True)]
+            row = {**name, "model": "m", "task": "t", "n_failed_rollouts": 3}
+            row |= zip(FEATURES, rng.normal(size=3), strict=True)
+            rows.append(row | {o: outcomes.mean() for o, outcomes in zip(OPERATORS, right, strict=True)})
+            for o, outcomes in zip(OPERATORS, right, strict=True):
+                for a, outcome in enumerate(outcomes):
+                    made = {"operator": o, "anchor": "online", "continuation": "temperature", "attempt": a}
+                    spent = {"n_tokens": int(rng.integers(8, 20)), "n_ancestor_tokens": 30 * (o != "retry")}
+                    tried.append({**name, **made, "correct": outcome, **spent, "n_prefill": 5, "position": 1})
+    profiles, n = pd.DataFrame(rows), len(rows)
+    facts = profiles[["cell", "problem_id"]].assign(failed_share=rng.random(n), n_tokens=9.0, entropy=0.5, kl=0.1)
+    return profiles, pd.DataFrame(tried), facts.assign(junction=rng.random(n), agreement=0.5)
+
+
+def pointing(n: int, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return features and truth of n failures: the largest feature names what rescues at the high rate."""
+    best = np.random.default_rng(3).integers(3, size=n)
+    features = np.random.default_rng(4).normal(size=(n, 3)) * 0.1
+    features[np.arange(n), best] += 2
+    truth = np.full((n, 5), low)
+    truth[np.arange(n), [OPERATORS.index(("dense_steer", "sparse_steer", "local_temp")[b]) for b in best]] = high
+    return features, truth
+
+
 def world(seed: int, *, cells: int = 6, problems: int = 80, telling: bool = True, attempts: int = 12) -> Failures:
     """Draw failures whose rescue rates depend on the problem; `failed_share` tells them, or nothing does."""
     rng = np.random.default_rng(seed)

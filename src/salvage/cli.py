@@ -60,11 +60,19 @@ def main() -> None:
 
     warnings.showwarning = show  # type: ignore[assignment]
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # a full disk says so here, while there is a sentence for it
     except SalvageError as error:
         _end(str(error))
-    except PermissionError as error:
-        _end(f"{error.filename}: permission denied; check the folder's permissions")
+    except BrokenPipeError:  # `salvage evaluate | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if error.errno is None:  # a library's own word, not the system's
+            raise
+        _end(f"{error.filename or 'the system'}: {error.strerror}; check the path, its permissions and the space left")
     except ModuleNotFoundError as error:
         extra = extras.brings(error.name or "")
         if extra is None:
@@ -202,7 +210,9 @@ def route(
 
 def _tell(routed: Any, out: str) -> None:
     if out:
-        routed.to_csv(out, index=False)
+        from salvage.tables import csv_tables
+
+        csv_tables.write(routed, Path(out))
         return
     from salvage.reports.tables import answer_table, show_table
 
@@ -329,7 +339,9 @@ def _study(name: str, given: list[str], trials: int, json: str, quiet: bool) -> 
 @app.command()
 def rescue(
     specialist: Annotated[str, typer.Option(help="The post-trained model: folder or hub name.")] = "",
-    ancestor: Annotated[str, typer.Option(help="The model that it was post-trained from.")] = "",
+    ancestor: Annotated[
+        str, typer.Option(help="The model that it was post-trained from; an adapter names its own.")
+    ] = "",
     cell: Annotated[str, typer.Option(help="A pair of params.yaml by name, in place of the two.")] = "",
     problems: Annotated[str, typer.Option(help="A problem file (JSONL) or set; a lab cell has held-out ones.")] = "",
     policy: Annotated[
@@ -395,23 +407,23 @@ def show(
     rollout: Annotated[int, typer.Option(help="Which failed rollout; -1: the first.")] = -1,
 ) -> None:
     """Print a failed rollout: its tokens shaded by j, the junction, what was tried and what came of it."""
-    from rich.console import Console
-
     from salvage.project import settings
+    from salvage.reports import plain
     from salvage.reports import show as showing
 
     if outcomes:
         told = showing.from_outcomes(Path(outcomes), problem)
     else:
         told = showing.from_tables(settings.load(), problem, cell, rollout)
-    console = Console()
-    showing.show(told, console if console.is_terminal else Console(width=140))
+    showing.show(told, plain.console(140))
 
 
 @app.command()
 def doctor(
     specialist: Annotated[str, typer.Option(help="One's own post-trained model: folder or hub name.")] = "",
-    ancestor: Annotated[str, typer.Option(help="The model that it was post-trained from.")] = "",
+    ancestor: Annotated[
+        str, typer.Option(help="The model that it was post-trained from; an adapter names its own.")
+    ] = "",
     problems: Annotated[str, typer.Option(help="A problem file (JSONL) or set: do its prompts fit?")] = "",
     engine: Annotated[str, typer.Option(help="What is to run the pair: vllm, transformers, or auto.")] = "auto",
     json: Annotated[str, typer.Option(help="Write what was found here as JSON.")] = "",
@@ -425,16 +437,18 @@ def doctor(
     from salvage.project import settings
     from salvage.tables import files
 
+    ancestor = ancestor or settings.adapter_base(specialist)
     if bool(specialist) != bool(ancestor):
         raise SalvageError("a pair is both: give --specialist and --ancestor")
+    loaded = settings.load()
     if specialist:
-        prompts = sets.load(problems)["prompt"].tolist() if problems else None
-        pairs = {Path(specialist).name: (specialist, ancestor, engine, prompts)}
+        rows = sets.load(problems).to_dict("records") if problems else None
+        pairs = {Path(specialist).name: (specialist, ancestor, engine, rows)}
     else:
-        pairs = {cell.name: (cell.specialist, cell.ancestor, cell.engine, None) for cell in settings.load().own}
+        pairs = {cell.name: (cell.specialist, cell.ancestor, cell.engine, None) for cell in loaded.own}
     console = Console()
     found: list[dict[str, Any]] = []
-    for section, finding in looking.doctor(pairs):
+    for section, finding in looking.doctor(pairs, loaded["vllm"]):
         looking.show(console, section, finding, first=not found or found[-1]["section"] != section)
         found.append({"section": section, **vars(finding)})
     if json:
@@ -444,8 +458,21 @@ def doctor(
 
 
 @app.command()
-def report(quiet: Quiet = False) -> None:
+def report(
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Of a run that goes on: what its finished shards say so far.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
     """Draw the pictures and write the page of them."""
+    if partial:
+        extras.need("salvage report", "report")
+        from salvage.pipeline import results
+        from salvage.project import settings
+
+        page, told = results.partial(settings.load())
+        print(f"report: {page}: {told}")
+        return
     from salvage.pipeline import results
 
     results.report_stage(_load("report"))
@@ -457,16 +484,20 @@ def report(quiet: Quiet = False) -> None:
 def run(
     profile: Annotated[str, typer.Option(help="A profile of params.yaml: quick, default, full, own.")] = "",
     specialist: Annotated[str, typer.Option(help="One's own post-trained model: folder or hub name.")] = "",
-    ancestor: Annotated[str, typer.Option(help="The model that it was post-trained from.")] = "",
+    ancestor: Annotated[
+        str, typer.Option(help="The model that it was post-trained from; an adapter names its own.")
+    ] = "",
     problems: Annotated[str, typer.Option(help="A problem file (JSONL) or set.")] = "",
     engine: Annotated[str, typer.Option(help="vllm, transformers, or auto.")] = "",
+    name: Annotated[str, typer.Option(help="What to call one's own pair; else its specialist's folder.")] = "",
     quiet: Quiet = False,
 ) -> None:
     """Do the main job: every stage that is not up to date, ending in a registered champion."""
     extras.need("salvage run", *NEEDS["run"])
     from salvage.pipeline.run import run as every_stage
 
-    every_stage(profile or None, specialist or None, ancestor or None, problems or None, engine or None, quiet=quiet)
+    given = (profile, specialist, ancestor, problems, engine)
+    every_stage(*(value or None for value in given), name=name or None, quiet=quiet)
 
 
 @app.command()

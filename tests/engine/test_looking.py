@@ -17,11 +17,11 @@ from salvage.errors import SalvageError
 
 def found(pair: tuple[Path, Path], **chosen: object) -> dict[str, tuple[bool | None, str]]:
     names = map(str, pair)
-    return {f.about: (f.ok, f.told) for f in look(*names, "transformers", **chosen)}  # type: ignore[arg-type]
+    return {f.about: (f.ok, f.told) for f in look(*names, "transformers", {}, **chosen)}  # type: ignore[arg-type]
 
 
 def test_a_pair_that_belongs_together_is_all_well(pair: tuple[Path, Path]) -> None:
-    told = found(pair, prompts=["1+2:", "1+2*3:"], max_tokens=24)
+    told = found(pair, problems=[{"prompt": "1+2:"}, {"prompt": "1+2*3:"}], max_tokens=24)
     assert all(ok for ok, _ in told.values())
     assert list(told) == ["specialist", "ancestor", "difference", "tokens", "context", "engine", "memory"]
     assert "Qwen3ForCausalLM, 0.64 M parameters, saved in float32" in told["specialist"][1]
@@ -37,7 +37,7 @@ def test_a_specialist_equal_to_its_ancestor_is_told(pair: tuple[Path, Path], tmp
     assert told["difference"] == (False, mark) if (mark := told["difference"][1]) else False
     assert "have the same weights" in mark and told["tokens"][0]
     with pytest.raises(SalvageError, match="have the same weights"):
-        refuse(look(str(pair[0]), str(tmp_path / "same"), "auto"))
+        refuse(look(str(pair[0]), str(tmp_path / "same"), "auto", {}))
 
 
 def test_what_does_not_load_ends_it(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -54,9 +54,9 @@ def test_what_does_not_load_ends_it(pair: tuple[Path, Path], tmp_path: Path) -> 
 def test_a_prompt_that_does_not_fit_and_too_little_memory_are_told(
     pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ok, told = found(pair, prompts=["1" * 80], max_tokens=17)["context"]
+    ok, told = found(pair, problems=[{"prompt": "1" * 80}], max_tokens=17)["context"]
     assert ok is False and told.endswith("lower max_tokens or shorten that prompt")
-    assert found(pair, prompts=["1" * 80], max_tokens=16)["context"][0]
+    assert found(pair, problems=[{"prompt": "1" * 80}], max_tokens=16)["context"][0]
     monkeypatch.setattr(looking, "memory", lambda: (2**30, 2**20))
     ok, told = found(pair)["memory"]
     assert ok is False and "1.0 MiB of the machine's 1.0 GiB are free; that is too little" in told

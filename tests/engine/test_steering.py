@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from salvage.engine.base import COV, PATH, Intervention, Request
+from salvage.engine.base import COV, PATH, Intervention, Request, Sampling
 from salvage.engine.signals import LARGE, coverage_gap
 from salvage.engine.signals import token_signals as on_tensors
 from salvage.engine.steering import Plan, choose, draw, mix
@@ -49,7 +49,7 @@ def test_logits_that_are_no_numbers_are_refused(size: int) -> None:
     plan = Plan.of(Plan.columns([Request([1], k) for k in range(3)]), torch.device("cpu"))
     nothing = torch.zeros(3, dtype=torch.long)
     with pytest.raises(SalvageError, match=r"logits are not numbers \(NaN or infinite\)"):
-        choose(z, None, nothing, plan, nothing, torch.rand(3, 2), temperature=0.6, top_k_cov=3)
+        choose(z, None, nothing, plan, nothing, torch.rand(3, 2), sampling=Sampling(0.6), top_k_cov=3)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -73,7 +73,7 @@ def test_only_rows_that_hear_are_steered_and_a_watch_fires_where_j_passes(size: 
     plan = Plan.of(Plan.columns([Request([1], k, intervention=acts[k % 3]) for k in range(6)]), torch.device("cpu"))
     at, heard = torch.arange(6), torch.tensor([1, 2, 4, 5])
     uniform = torch.rand(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    values = {"temperature": 0.6, "top_k_cov": 3}
+    values = {"sampling": Sampling(0.6), "top_k_cov": 3}
     token, fire = choose(z_s, z_a[heard], heard, plan, at, uniform, **values)
     plain, _ = choose(z_s, None, heard, plan, at, uniform, **values)
     assert fire.tolist() == [False, True, False, False, True, False]

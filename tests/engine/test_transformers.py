@@ -11,12 +11,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from salvage.engine import base
-from salvage.engine.base import COV, PATH, Intervention, Request, seed_of
+from salvage.engine.base import COV, PATH, Intervention, Request, Sampling, seed_of
 from salvage.engine.transformers import TransformersEngine
 from salvage.errors import SalvageError
 from salvage.method.signals import token_signals
 
-DECODE = {"temperature": 0.6, "max_tokens": 24}
+DECODE = {"sampling": Sampling(0.6), "max_tokens": 24}
 PROMPTS = ["1+2:", "3*4-5:", "6-7+8*9:", "0+0-1:", "9*9:", "2-2+2-2+2:"]
 
 
@@ -151,7 +151,7 @@ def test_local_temperature_changes_one_position_and_costs_one_model(engine: Tran
 
 def test_sampling_follows_the_specialists_distribution(engine: TransformersEngine, pair: tuple[Path, Path]) -> None:
     prompt = engine.encode("3*4-5:")
-    done = engine.decode([Request(prompt, seed_of("d", k)) for k in range(4000)], temperature=0.6, max_tokens=1)
+    done = engine.decode([Request(prompt, seed_of("d", k)) for k in range(4000)], sampling=Sampling(0.6), max_tokens=1)
     with torch.no_grad():
         logits = AutoModelForCausalLM.from_pretrained(pair[0]).eval()(torch.tensor([prompt])).logits[0, -1]
     expected = (logits.double() / 0.6).softmax(-1).numpy()

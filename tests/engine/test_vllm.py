@@ -20,14 +20,14 @@ import torch
 import yaml
 
 from salvage.engine import choice
-from salvage.engine.base import COV, PATH, Completion, Engine, Intervention, Request, seed_of
+from salvage.engine.base import COV, PATH, Completion, Engine, Intervention, Request, Sampling, seed_of
 from salvage.engine.steering import Plan
 from salvage.errors import SalvageError
 from salvage.pipeline import stages
 from salvage.project import settings
 from worlds import in_place_of_auto
 
-DECODE = {"temperature": 0.6, "max_tokens": 24}
+DECODE = {"sampling": Sampling(0.6), "max_tokens": 24}
 SCORE = {"temperature": 0.6, "top_k_cov": 3}
 PROMPTS = ["1+2:", "3*4-5:", "6-7+8*9:", "0+0-1:", "9*9:", "2-2+2-2+2:", "8:", "4-4*4:", "5+6*7-8:", "7*7*7:"]
 ROOT = Path(__file__).parents[2]
@@ -105,6 +105,17 @@ def test_both_engines_take_the_same_tokens_for_the_same_cost(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["retry", "sparse_steer online", "local_temp position", "dense_steer cov"])
+def test_both_engines_truncate_a_draw_alike(mine: Engine, theirs: Engine, name: str) -> None:
+    how = DECODE | {"sampling": Sampling(1.5, top_p=0.9, top_k=6, min_p=0.02)}
+    some = requests(mine, intervention=ACTS[name])
+    done = mine.decode(some, **how)
+    assert agreement(done, theirs.decode(some, **how)) >= 0.99
+    assert agreement(done, mine.decode(some, **(how | {"sampling": Sampling(1.5)}))) < 0.9
+    assert [c.truncated for c in done] == [c.tokens[-1] != 1 for c in done]
+
+
+@pytest.mark.slow
 def test_a_replayed_prefix_is_kept_and_not_paid_for(mine: Engine, theirs: Engine) -> None:
     for act in (
         Intervention(),
@@ -175,10 +186,10 @@ def test_few_blocks_of_memory_change_nothing(
     from salvage.engine import vllm
 
     small = vllm.VllmEngine(*pair, top_k_cov=3, batch=64)
-    a_token = sum(vllm._kv_bytes(config, torch.float32) for config in small.configs)
+    a_token = sum(vllm.cache_bytes(config, torch.float32) for config in small.configs)
     monkeypatch.setattr(small, "_cache", lambda: {"kv_cache_memory_bytes": 16 * 32 * a_token, "block_size": 32})
     some = requests(mine, intervention=ACTS["sparse_steer online"])
-    long = {"temperature": 0.6, "max_tokens": 60}
+    long = {"sampling": Sampling(0.6), "max_tokens": 60}
     try:
         assert agreement(small.decode(some, **long), mine.decode(some, **long)) >= 0.97
     finally:
@@ -198,7 +209,7 @@ def test_a_replay_takes_its_prefix_from_the_cache(
         config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 600}))
         roomy.append(tmp_path / folder.name)
     engine = VllmEngine(*roomy, top_k_cov=3, batch=4)
-    engine.decode([Request(engine.encode("1+1:"), 0)], temperature=0.6, max_tokens=2)
+    engine.decode([Request(engine.encode("1+1:"), 0)], sampling=Sampling(0.6), max_tokens=2)
     generate, cached = engine._decoder.generate, []
 
     def spied(*args: object, **values: object) -> list:
@@ -210,7 +221,7 @@ def test_a_replay_takes_its_prefix_from_the_cache(
     prefix = engine.encode("1+2*3-4") * 40
     act = Intervention("sparse", position=len(prefix), mix=PATH)
     some = [Request(engine.encode("1+1:"), k, prefix, act) for k in range(12)]
-    done = engine.decode(some, temperature=0.6, max_tokens=len(prefix) + 8)
+    done = engine.decode(some, sampling=Sampling(0.6), max_tokens=len(prefix) + 8)
     engine.close()
     assert sum(c >= 256 for c in cached) >= 8  # all but those of the first batch
     assert all(c.n_ancestor_tokens == 1 and c.position == len(prefix) for c in done)
@@ -241,7 +252,7 @@ def call(some: list[Request]) -> dict:
         "seeds": [r.seed for r in some],
         "offset": [len(r.prefix) for r in some],
         "max_tokens": 24,
-        "temperature": 0.6,
+        "sampling": {"temperature": 0.6},
         "top_k_cov": 3,
         "vocabulary": 30,
         "hears": True,

@@ -98,14 +98,6 @@ def test_a_champion_is_scored_as_it_is_where_it_has_not_seen_the_problems() -> N
     assert verdict.how == "the champion as registered" and verdict.failures == 120
 
 
-def test_a_portfolio_is_compared_within_a_budget() -> None:
-    failures, tallies = learnt()
-    verdict = judge(
-        "portfolio", Fitted.fit("rule", failures, tallies, OPERATORS), failures, tallies, seed=0, resamples=200
-    )
-    assert "within 8 retries' worth" in verdict.measure
-
-
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> settings.Settings:
     """Return the settings of a project with planted tables and a tracking store of its own."""

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from salvage.errors import SalvageError
-from salvage.method.profiles import make_profiles, regimes
+from salvage.method.profiles import made_by, make_profiles, regimes, regimes_of
 from salvage.tables import schema, vocabulary
 from salvage.tables.profile_files import read_profiles
 
@@ -64,6 +64,18 @@ def test_every_failure_has_one_regime():
     assert (got[(grid == 0).all(1)] == "beyond reach").all() and (got[(grid == 1).all(1)] == "retry-solvable").all()
 
 
+def test_regimes_are_those_of_the_loops():
+    grid = np.array(list(product([0, 0.04, 0.05, 0.1, 0.45, 0.5, 0.55, 1], repeat=3)))
+    for row, told in zip(grid.tolist(), regimes_of(grid[:, 0], grid[:, 1:]).tolist(), strict=True):
+        retry, best = row[0], max(row[1:])
+        if best - retry >= 0.05 and 1 - retry >= 0.5:
+            assert told == "steerable-hard"
+        else:
+            assert told == ("beyond reach" if best == 0 else "retry-solvable")
+    some = regimes_of(np.full((2, 3), 0.1), np.full((2, 3, 4), 0.3))  # any shape, the last axis is the interventions'
+    assert some.shape == (2, 3) and set(some.ravel()) == {"steerable-hard"}
+
+
 def test_profiles_are_means_over_failed_rollouts_and_rates_of_attempts():
     features = pd.concat([feature_rows([[0.1, 1, -1], [0.3, 3, -2]]), feature_rows([[0.5, 2, -3]], "p1")])
     tried = [
@@ -93,8 +105,30 @@ def test_a_cell_is_its_model_and_its_task(cell, parts):
 
 def test_a_failure_without_attempts_is_named():
     tried = attempts([[1]] * 4, operators=vocabulary.OPERATORS[:4])
-    with pytest.raises(SalvageError, match=r"'p0' of cell 'm\|t' has none of dense_steer"):
+    with pytest.raises(SalvageError) as told:
         make_profiles(feature_rows([[0, 0, 0]]), tried, anchor="online", continuation="temperature")
+    assert str(told.value) == (
+        "attempts: problem 'p0' of cell 'm|t' has none of dense_steer (online, temperature); intervene first"
+    )
+    both = pd.concat([feature_rows([[0, 0, 0]]), feature_rows([[0, 0, 0]], "p1", "n|t")])
+    tried = pd.concat([attempts([[1]] * 5), attempts([[1]] * 5, problem="p1")])
+    with pytest.raises(SalvageError, match=r"'p1' of cell 'n\|t' has none of retry \(online, temperature\)"):
+        make_profiles(both, tried, anchor="online", continuation="temperature")
+
+
+def test_profiles_are_in_the_order_of_the_features_and_of_the_columns():
+    features = pd.concat([feature_rows([[1, 0, 0]], "p9"), feature_rows([[2, 0, 0]], "p1")])
+    tried = pd.concat([attempts([[1]] * 5, problem="p1"), attempts([[0]] * 5, problem="p9")])
+    got = make_profiles(features, tried, anchor="online", continuation="temperature")
+    assert got["problem_id"].tolist() == ["p9", "p1"] and got["retry"].tolist() == [0, 1]
+    assert got.columns.tolist() == vocabulary.PROFILE
+
+
+def test_attempts_of_one_anchor_and_continuation_are_those_of_both():
+    every = pd.DataFrame(list(product(["online", "replay"], ["greedy", "temperature"])))
+    every.columns = ["anchor", "continuation"]
+    assert made_by(every, "replay", "greedy").index.tolist() == [2]
+    assert made_by(every, "online", "temperature").index.tolist() == [1]
 
 
 # ------------------------------------------------------------------ files

@@ -1,6 +1,7 @@
 """Per-token signals: the golden file, the mathematics, and the input that has no answer."""
 
 import json
+from math import exp, log
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,50 @@ def test_positions_do_not_see_each_other(pair):
     equal({name: values[-1:] for name, values in whole.items()}, last, 1e-12)
 
 
+def by_loops(z_s, z_a, tokens, temperature, k):
+    """Return the signals a position and a token at a time, by the letter of method.md."""
+    told = {name: [] for name in ("delta_path", "g_cov", "logit_var", "entropy", "kl", "j")}
+    for ours, theirs, token in zip(z_s.tolist(), z_a.tolist(), tokens, strict=True):
+        p_s, p_a, plain = (
+            [x - log(sum(exp(y / t) for y in z)) for x in [x / t for x in z]]
+            for z, t in ((ours, temperature), (theirs, temperature), (ours, 1.0))
+        )
+        chance, ids = [exp(x) for x in p_s], range(len(ours))
+        delta = p_s[token] - p_a[token]
+        top = sorted(ids, key=lambda v: (-p_a[v], v))[:k]
+        gap = log((sum(exp(p_a[v]) for v in top) + 1e-8) / (sum(chance[v] for v in top) + 1e-8))
+        mean = sum(chance[v] * plain[v] for v in ids)
+        told["delta_path"].append(delta)
+        told["g_cov"].append(gap)
+        told["logit_var"].append(sum(chance[v] * (plain[v] - mean) ** 2 for v in ids))
+        told["entropy"].append(-sum(chance[v] * p_s[v] for v in ids))
+        told["kl"].append(sum(chance[v] * (p_s[v] - p_a[v]) for v in ids))
+        told["j"].append(max(delta, 0) + max(gap, 0))
+    return told
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("k", [1, 3, 20, 40])
+def test_signals_are_those_of_the_loops(seed, k):
+    rng = np.random.default_rng(seed)
+    z_s, z_a = 2 * rng.normal(size=(2, 6, 30))
+    tokens = rng.integers(30, size=6)
+    for temperature in (0.6, 1.0, 1.7):
+        expected = by_loops(z_s, z_a, tokens, temperature, k)
+        equal(token_signals(z_s, z_a, tokens, temperature=temperature, top_k_cov=k), expected)
+    if k == 20:  # and 0.6 and 20 are what it takes untold
+        equal(token_signals(z_s, z_a, tokens), by_loops(z_s, z_a, tokens, 0.6, 20))
+
+
+def test_a_kl_is_never_below_0_by_rounding():
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(2000, 5))
+    shifted = z + rng.normal(size=(2000, 1)) * 10  # the same distribution, rounded otherwise
+    got = token_signals(z, shifted, np.zeros(2000, int))["kl"]
+    assert got.min() == 0 and got.max() < 1e-12
+    assert (got == 0).sum() > 500  # what would be below is put at 0
+
+
 def test_logit_var_is_the_temperatures_fisher_information():
     # d/db log sum exp(b z), twice, at b = 1/T: the variance of z under p_S
     z, temperature, step = np.array([[1.0, -0.5, 2.0, 0.3]]), 0.6, 1e-4
@@ -109,6 +154,7 @@ def test_an_impossible_token_adds_nothing():
 
 
 GOOD = np.zeros((2, 3))
+LACKING = np.array([[0, -np.inf, -np.inf]] * 3)  # has the first token alone
 
 
 @pytest.mark.parametrize(
@@ -119,13 +165,29 @@ GOOD = np.zeros((2, 3))
         ((GOOD, np.array([[0, 0, 0], [-np.inf] * 3]), [0, 1]), "ancestor's logits at position 1"),
         ((GOOD, np.zeros((2, 4)), [0, 1]), "vocabularies differ: 3 and 4"),
         ((GOOD, np.zeros((1, 3)), [0, 1]), "2 and 1 rows of logits for 2 tokens"),
-        ((GOOD, GOOD, [0]), "for 1 tokens"),
+        ((np.zeros((1, 3)), GOOD, [0, 1]), "1 and 2 rows of logits for 2 tokens; pass one row a token"),
+        ((GOOD, GOOD, [0]), "2 and 2 rows of logits for 1 tokens"),
+        ((GOOD, GOOD, [0, 1, 2]), "2 and 2 rows of logits for 3 tokens"),
+        ((GOOD, np.zeros((2, 2)), [0, 1]), "vocabularies differ: 3 and 2 tokens; pass a pair of one"),
         ((GOOD, GOOD, [0, 3]), "token 3 at position 1 is outside"),
+        ((GOOD, GOOD, [0, 4]), "token 4 at position 1 is outside the vocabulary of 3"),
         ((GOOD, GOOD, [-1, 0]), "token -1 at position 0 is outside"),
+        ((GOOD, GOOD, [0, -2]), "token -2 at position 1 is outside"),
+        ((GOOD, GOOD, [5, -2]), "token 5 at position 0 is outside"),
         ((GOOD, GOOD, [0.0, 1.0]), "whole numbers"),
         ((GOOD[0], GOOD[0], [0]), "must be"),
+        ((GOOD[0], GOOD, [0, 1]), "must be"),
+        ((GOOD, GOOD[0], [0, 1]), "must be"),
+        ((GOOD, GOOD, [[0, 1]]), "must be"),
+        ((GOOD[None], GOOD, [0, 1]), "must be"),
+        ((np.array([[0, 0, 0], [np.nan, 0, -np.inf]]), GOOD, [0, 1]), "specialist's logits at position 1 are not"),
+        ((np.array([[0, 0, 0], [-np.inf, -np.inf, np.inf]]), GOOD, [0, 1]), "specialist's logits at position 1 are"),
+        ((np.array([[np.nan, np.inf, 0], [0, 0, 0]]), GOOD, [0, 1]), "specialist's logits at position 0 are not"),
+        ((GOOD, np.array([[0, 0, 0], [np.inf, np.nan, 0]]), [0, 1]), "ancestor's logits at position 1 are not"),
+        ((np.array([[np.nan] * 3] * 2), GOOD, [0, 1]), "specialist's logits at position 0 are not numbers; score it"),
         ((np.zeros((0, 3)), np.zeros((0, 3)), np.zeros(0, int)), "no tokens"),
         ((np.array([[0, -np.inf]]), np.array([[0, -np.inf]]), [1]), "token 1 at position 0 is impossible to both"),
+        ((LACKING, LACKING, [0, 1, 2]), "token 1 at position 1 is impossible to both models; score the rollout again"),
     ],
 )
 def test_input_without_an_answer_is_refused(arguments, message):
@@ -133,7 +195,22 @@ def test_input_without_an_answer_is_refused(arguments, message):
         token_signals(*arguments)
 
 
-@pytest.mark.parametrize("bad", [{"temperature": 0.0}, {"temperature": float("nan")}, {"top_k_cov": 0}])
-def test_settings_without_a_meaning_are_refused(bad):
-    with pytest.raises(SalvageError, match=next(iter(bad))):
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"temperature": 0.0}, "temperature 0.0 must be above 0; at 0 there is no distribution to compare"),
+        ({"temperature": -0.5}, "temperature -0.5 must be above 0; at 0 there is no distribution to compare"),
+        ({"temperature": float("nan")}, "temperature nan must be above 0; at 0 there is no distribution to compare"),
+        ({"top_k_cov": 0}, "top_k_cov 0 must be at least 1"),
+        ({"top_k_cov": -3}, "top_k_cov -3 must be at least 1"),
+    ],
+)
+def test_settings_without_a_meaning_are_refused(bad, message):
+    with pytest.raises(SalvageError) as told:
         token_signals(GOOD, GOOD, [0, 1], **bad)
+    assert str(told.value) == message
+
+
+def test_one_token_of_one_word_at_a_low_temperature_has_signals():
+    got = token_signals([[0.5]], [[9.0]], [0], temperature=1e-3, top_k_cov=1)
+    assert {name: values.tolist() for name, values in got.items()} == {name: [0.0] for name in got}

@@ -82,7 +82,7 @@ KINDS = st.sampled_from(["features", "flat", "lists", "means"])
 ROWS = st.tuples(KINDS, st.lists(st.integers(1, 40), min_size=1, max_size=4), st.integers(0, 2**32))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.lists(ROWS, min_size=1, max_size=8))
 def test_rows_by_signals_are_answered_as_the_same_rows_by_features(rows: list[tuple[str, list[int], int]]) -> None:
     sent, same = (list(form) for form in zip(*(drawn(*row) for row in rows), strict=True))
@@ -191,3 +191,80 @@ def test_a_long_list_in_the_wrong_place_is_not_repeated_whole() -> None:
     with pytest.raises(SalvageError, match=r"row 0, column 'entropy': \[0.5, .*\.\.\.\] is not a number") as told:
         answer_fitted(FITTED[1], pd.DataFrame([{**FEATURE_ROW, "entropy": [0.5] * 2000}]), "request")
     assert len(str(told.value)) < 220
+
+
+def refusal(rows: list[dict[str, Any]]) -> str:
+    with pytest.raises(SalvageError) as told:
+        featurised(pd.DataFrame(rows), "here")
+    return str(told.value)
+
+
+def test_sentences_whole_and_of_several_the_first() -> None:
+    bare = {"spread": 1.0}
+    assert refusal([GOOD, bare, {"j": [0.5]}, {"j": [0.5]}]) == (
+        "here: row 2, column 'logit_var' is missing; a row given by signals needs j and logit_var"
+    )
+    assert refusal([bare, GOOD, {**GOOD, "spread": 0.5, "concentration": 1.0}, {**GOOD, "spread": 0.5}]) == (
+        "here: row 2 has both 'spread' and signals, and these may differ; give its features or its signals"
+    )
+    assert refusal([GOOD, {**bare, "kl": 0.5}, {**bare, "kl": [0.5]}, {**bare, "kl": [0.5]}]) == (
+        "here: row 2, column 'kl' is a list, and the row has no j and logit_var; give them too, or the mean instead of "
+        "the list"
+    )
+    assert refusal([GOOD, {**GOOD, "entropy": [[1.0, 1.0], [1.0, 1.0]]}]) == (
+        "here: row 1, column 'entropy' has 2 rollouts, 'j' has 1; each signal needs every failed rollout"
+    )
+    two = {"j": [[0.5, 1.0], [0.5]], "logit_var": [[0.5, 1.0], [0.5]]}
+    assert refusal([two, {**two, "kl": [[0.5, 1.0]]}]) == (
+        "here: row 1, column 'kl' has 1 rollout, 'j' has 2; each signal needs every failed rollout"
+    )
+    assert refusal([two, {**two, "kl": [[0.5, 1.0], [0.5, 1.0]]}]) == (
+        "here: row 1, column 'kl', rollout 1 has 2 tokens, in 'j' 1; each signal needs one entry a token"
+    )
+    assert refusal([{**two, "j": [[0.5, -1.0], [0.5]]}]) == (
+        "here: row 0, column 'j', rollout 0, token 1: -1.0 is below 0, which j never is; score the rollout again"
+    )
+    assert refusal([{**GOOD, "j": []}]) == (
+        "here: row 0, column 'j', rollout 0 has no tokens; give one number a token, or leave the rollout out"
+    )
+    assert refusal([{**GOOD, "j": 2}]) == (
+        "here: row 0, column 'j', rollout 0: 2 is not a list of numbers; give one number a token, and one list "
+        "a failed rollout"
+    )
+    assert refusal([{**GOOD, "kl": [0.5, None]}]).endswith("token 1 is NaN or null; each token needs a finite number")
+
+
+def test_entropy_and_kl_may_be_below_0_and_j_may_be_0() -> None:
+    """They are means that rounding may leave below 0; j and logit_var cannot be."""
+    row = {"j": [0.0, 0.0], "logit_var": [0.0, 1.0], "entropy": [-0.5, 0.0], "kl": [-1.0, -2.0]}
+    table, told = featurised(pd.DataFrame([row]), "here")
+    assert table[["entropy", "kl"]].to_numpy().tolist() == [[-0.25, -1.5]]
+    assert told["concentration"] == [0.0] and told["junction"] == [0.0]
+
+
+def test_what_is_computed_stands_in_its_row_and_the_rows_own_word_stands() -> None:
+    """Features are always made; entropy and kl where they are lists, the other facts where the row is silent."""
+    two = {"j": [[0.0, 2.0], [1.0, 0.0, 0.0, 0.0]], "logit_var": [[1.0, 1.0], [1.0] * 4]}
+    rows = [
+        {"spread": 0.2, "concentration": 1.0, "logit_dispersion": -1.0, "n_tokens": 5},
+        {**two, "entropy": [[1.0, 3.0], [0.0] * 4], "kl": 0.5, "n_tokens": 77, "cell": "a"},
+        {**GOOD, "junction": 0.9, "n_failed_rollouts": 4},
+    ]
+    table, told = featurised(pd.DataFrame(rows), "here")
+    assert told == {
+        "spread": [None, 0.375, 1.0],
+        "concentration": [None, pytest.approx((np.log10(2) + np.log10(4)) / 2), pytest.approx(np.log10(4 / 3))],
+        "logit_dispersion": [None, 0.0, pytest.approx(np.log10(1.5))],
+        "junction": [None, 0.25, 0.5],
+    }
+    assert table["spread"].tolist() == [0.2, 0.375, 1.0] and not {"j", "logit_var"} & set(table)
+    assert table["n_tokens"].tolist() == [5, 77, 2.0]
+    assert table["junction"].tolist()[1:] == [0.25, 0.9] and table["n_failed_rollouts"].tolist()[1:] == [2, 4]
+    assert table["entropy"].tolist()[1] == 1.0 and table["kl"].tolist()[1] == 0.5
+    assert table.loc[[0, 2], ["entropy", "kl"]].isna().all(axis=None) and table["cell"].tolist()[1] == "a"
+
+
+def test_rows_by_features_alone_are_the_very_table() -> None:
+    for table in (pd.DataFrame([FEATURE_ROW]), pd.DataFrame([{**FEATURE_ROW, "j": None, "logit_var": None}])):
+        same, told = featurised(table, "here")
+        assert same is table and told == {}

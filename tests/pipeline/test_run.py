@@ -47,7 +47,7 @@ def test_the_surfaces_name_the_same_stages():
     commands = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
     assert list(stages) == STAGES
     assert set(entries) == {*STAGES, "main", "route"}
-    assert commands == {*STAGES, "route", "run", "show", "import-rollouts", "import-profiles", "new"}
+    assert commands == {*STAGES, "route", "run", "show", "import-rollouts", "import-profiles", "new", "doctor"}
     for name, stage in stages.items():
         assert stage["cmd"] == f"python -m salvage {name}"
     for name, entry in entries.items():
@@ -87,8 +87,10 @@ def test_an_own_pair_becomes_one_cell_and_only_once(project):
         {"name": "mine", **PAIR, "method": "unknown", "seed": 0, "family": "own", "engine": "auto"}
     ]
     assert pipeline.override("own", pair) == []
-    assert pipeline.override("own", {**pair, "problems": "other"}) == ["cells: mine"]
-    assert len(yaml.safe_load((project / "params.yaml").read_text())["cells"]) == 1
+    assert pipeline.override("own", {**pair, "engine": ""}) == []
+    assert pipeline.override("own", {**pair, "engine": "vllm"}) == ["cells: mine"]
+    cells = yaml.safe_load((project / "params.yaml").read_text())["cells"]
+    assert [cell["engine"] for cell in cells] == ["vllm"]
     assert "# of Optuna inside each fold" in (project / "params.yaml").read_text()
 
 
@@ -100,7 +102,11 @@ def test_what_was_fitted_to_a_pair_stays_while_it_is_the_same(project):
     (project / "params.yaml").write_text(yaml.safe_dump(values))
     assert pipeline.override("own", pair) == []
     pipeline.override("own", {**pair, "problems": "other"})
-    assert "warmup" not in yaml.safe_load((project / "params.yaml").read_text())["cells"][0]
+    cells = yaml.safe_load((project / "params.yaml").read_text())["cells"]
+    assert [(cell["name"], cell["problems"], cell.get("warmup")) for cell in cells] == [
+        ("mine", "arithmetic", 5),
+        ("mine", "other", None),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -137,15 +143,190 @@ def test_a_stage_that_the_project_does_not_have_is_said_to_be_none(project):
 def test_what_is_left_out_of_params_has_its_built_in_value(project):
     (project / "params.yaml").write_text("profile: own # mine\nsample: {max_tokens: 7}\n")
     assert settings.load().raw["sample"] == settings.load("none.yaml").raw["sample"] | {"max_tokens": 7}
-    assert pipeline.override("own", {"name": "mine", **PAIR}, "vllm") == ["engine = vllm", "cells: mine"]
+    assert pipeline.override("own", {"name": "mine", **PAIR, "engine": ""}, "vllm") == ["engine = vllm", "cells: mine"]
     assert "# mine" in (project / "params.yaml").read_text()
     assert [cell.name for cell in settings.load().cells] == ["mine|arithmetic"]
 
 
-def test_a_run_without_a_pair_of_models_says_so(project):
-    (project / "params.yaml").write_text("{}\n")
+def test_a_run_without_a_pair_of_models_says_so_and_changes_nothing(project):
+    before = (project / "params.yaml").read_bytes()
     with pytest.raises(SalvageError, match="there is no pair of models to run"):
-        pipeline.run(quiet=True)
+        pipeline.run("own", quiet=True)
+    assert (project / "params.yaml").read_bytes() == before
+    assert not (project / "mlflow.db").exists()
+
+
+# ------------------------------------------------------------------ which pair it is
+
+
+def names(project):
+    return [cell["name"] for cell in yaml.safe_load((project / "params.yaml").read_text())["cells"]]
+
+
+def given(specialist, name=None, problems="arithmetic", ancestor="models/base"):
+    return pipeline.override("own", pipeline.own_pair(specialist, ancestor, problems, None, name))
+
+
+def test_case_06_a_pair_is_more_than_its_folders_last_name(project):
+    for folder in ("runs/a/checkpoint-500", "runs/b/checkpoint-500", "other/b/checkpoint-500"):
+        (project / folder).mkdir(parents=True)
+        given(folder)
+    assert names(project) == ["checkpoint-500", "b-checkpoint-500", "other-b-checkpoint-500"]
+    assert len({cell.name for cell in settings.load().cells}) == 3
+    before = (project / "params.yaml").read_bytes()
+    for again in ("runs/b/checkpoint-500", "./runs/../runs/b/checkpoint-500/", str(project / "runs/b/checkpoint-500")):
+        assert given(again) == []
+    assert (project / "params.yaml").read_bytes() == before
+
+
+def test_case_06_hub_names_of_two_owners_and_names_that_are_no_names(project):
+    given("one/model")
+    given("two/model")
+    given("a|b/c|d")
+    assert names(project) == ["model", "two-model", "c-d"]
+    given("one/model", ancestor="another/base")  # the same specialist, compared with another model
+    assert names(project)[-1] == "one-model"
+    given("one/model", ancestor="third/base")
+    assert names(project)[-1] == "model-2"
+
+
+def test_case_06_a_name_can_be_given(project):
+    assert given("runs/a/checkpoint-500", "first") == ["profile = own", "cells: first"]
+    assert given("runs/a/checkpoint-500") == []
+    with pytest.raises(SalvageError, match="'first' is another pair, of runs/a/checkpoint-500; give this one another"):
+        given("runs/b/checkpoint-500", "first")
+    with pytest.raises(SalvageError, match="this pair is there already, as 'first'; leave --name out"):
+        given("runs/a/checkpoint-500", "second")
+    with pytest.raises(SalvageError, match="--name is for a pair of one's own"):
+        pipeline.own_pair(None, None, None, None, "mine")
+    assert names(project) == ["first"]
+
+
+def test_case_06_the_tables_of_earlier_cells_stay(project):
+    from salvage.pipeline.stages import _drop_others
+
+    for folder in ("runs/a/checkpoint-500", "runs/b/checkpoint-500"):
+        given(folder)
+        for cell in settings.load().cells:
+            schema.write(_profiles(6), schema.PROFILES, project / "data/profiles" / cell.file)
+        _drop_others(project / "data/profiles", {cell.file for cell in settings.load().cells})
+    assert len(list((project / "data/profiles").glob("*.parquet"))) == 2
+
+
+def test_what_was_changed_is_taken_back_where_the_start_fails(project):
+    before = (project / "params.yaml").read_bytes()
+    with pytest.raises(KeyboardInterrupt), pipeline.undone(project / "params.yaml"):
+        given("runs/a/checkpoint-500")
+        assert (project / "params.yaml").read_bytes() != before
+        raise KeyboardInterrupt
+    assert (project / "params.yaml").read_bytes() == before
+
+
+# ------------------------------------------------------------------ what it rests on
+
+
+def test_case_07_what_a_cell_is_made_from_is_noted(project, monkeypatch):
+    import importlib
+
+    from salvage.pipeline import inputs
+
+    for name in ("spec", "base"):
+        (project / name).mkdir()
+        (project / name / "model.safetensors").write_bytes(b"weights")
+    line = {"problem_id": "a", "prompt": "1+2:", "answer": "3", "verifier": "judged:by_me"}
+    (project / "mine.jsonl").write_text(json.dumps(line) + "\n")
+    (project / "judged.py").write_text("def by_me(problem, text):\n    return False\n")
+    (project / "rollouts.parquet").write_bytes(b"rows")
+    pipeline.override("own", pipeline.own_pair("spec", "base", "mine.jsonl"))
+    values = yaml.safe_load((project / "params.yaml").read_text())
+    values["cells"][0]["rollouts"] = "rollouts.parquet"
+    (project / "params.yaml").write_text(yaml.safe_dump(values))
+    importlib.invalidate_caches()
+
+    def noted():
+        inputs.note(settings.load())
+        return json.loads((project / "data/inputs.json").read_text())["spec|mine"]
+
+    seen = [noted()]
+    assert set(seen[0]) == {"specialist", "ancestor", "problems", "rollouts", "verifiers"} and noted() == seen[0]
+    os.utime(project / "spec/model.safetensors")  # touched, not changed
+    assert noted() == seen[0]
+    for path, content in {
+        "spec/model.safetensors": b"retrained",
+        "base/model.safetensors": b"another",
+        "mine.jsonl": (json.dumps(line | {"answer": "4"}) + "\n").encode(),
+        "rollouts.parquet": b"others",
+        "judged.py": b"def by_me(problem, text):\n    return True\n",
+    }.items():
+        (project / path).write_bytes(content)
+        seen.append(noted())
+        assert sum(seen[-1][key] != seen[-2][key] for key in seen[-1]) == 1, path
+
+
+def test_case_07_stages_depend_on_what_was_noted():
+    for path in (ROOT / "dvc.yaml", ROOT / "src/salvage/project/template/dvc.yaml"):
+        stages = yaml.safe_load(path.read_text())["stages"]
+        for name in ("problems", "sample", "featurize", "intervene"):
+            assert "data/inputs.json" in stages[name]["deps"], (path, name)
+    assert json.loads((ROOT / "data/inputs.json").read_text()) == {}, "own cells do not belong in the repository"
+
+
+def test_own_cells_have_no_lab_stages_and_no_studies_of_ours(project):
+    from salvage.pipeline.dvc import targets
+
+    assert targets(settings.load()) == []
+    pipeline.override("own", pipeline.own_pair(*PAIR.values()))
+    assert targets(settings.load()) == [name for name in STAGES[:-2] if name != "lab"]
+
+
+# ------------------------------------------------------------------ where it runs
+
+
+def test_case_30_without_git_dvc_is_told_so(project):
+    from salvage.pipeline import dvc
+
+    with pytest.raises(SalvageError, match=r"there is no \.dvc here"):
+        dvc.ready()
+    (project / ".dvc").mkdir()
+    (project / ".dvc/config").write_text("[core]\n    analytics = false\n")
+    assert "core.no_scm" in dvc.ready()
+    assert "no_scm" in (project / ".dvc/config.local").read_text()
+    assert (project / ".dvc/config").read_text() == "[core]\n    analytics = false\n", "git has that one"
+    assert dvc.ready() == ""
+
+
+def test_case_30_with_git_nothing_is_set(project):
+    from salvage.pipeline import dvc
+
+    subprocess.run(["git", "init", "-q"], cwd=project, check=True)
+    (project / ".dvc").mkdir()
+    assert dvc.ready() == "" and not (project / ".dvc/config.local").exists()
+
+
+def test_case_32_two_runs_of_one_project(project):
+    from salvage.tables.locks import locked
+
+    before = (project / "params.yaml").read_bytes()
+    with locked(pipeline.LOCK, "taken"), pytest.raises(SalvageError, match="another salvage run is at work"):
+        pipeline.run("quick", quiet=True)
+    assert (project / "params.yaml").read_bytes() == before
+
+
+def test_case_26_entry_points_give_what_their_commands_take():
+    import re
+
+    import typer
+
+    commands = typer.main.get_command(cli.app).commands
+    for path in (ROOT / "MLproject", ROOT / "src/salvage/project/template/MLproject"):
+        for entry, told in yaml.safe_load(path.read_text())["entry_points"].items():
+            words = told["command"].split()
+            command = commands[words[words.index("salvage") + 1]]
+            given = dict(re.findall(r"(--[\w-]+) \{([\w-]+)\}", told["command"]))
+            parameters = told.get("parameters", {})
+            assert set(given.values()) == set(parameters), (path, entry)
+            as_mlflow_fills_it = [(flag, parameters[name].get("default", "x")) for flag, name in given.items()]
+            command.make_context(entry, [part for pair in as_mlflow_fills_it for part in pair])  # else says why not
 
 
 # ------------------------------------------------------------------ DVC and MLflow, for real
@@ -209,7 +390,8 @@ def _salvage(folder, *arguments, **more):
 def test_the_main_job_ends_in_a_champion_and_then_has_nothing_to_do(tail):
     first = _salvage(tail, "run")
     assert first.returncode == 0, first.stderr
-    assert "No policy was compared with retrying here" in first.stdout and "What failed" in first.stdout
+    said = " ".join(first.stdout.split())
+    assert "retrying" in said and "60 failures" in said and "What failed" in said
     assert "mlflow ui --backend-store-uri sqlite:///mlflow.db" in first.stdout
     pictures = {f"{name}.{kind}" for name in ("failures", "rescue", "budgets") for kind in ("png", "svg")}
     assert {path.name for path in (tail / "report").iterdir()} == {*pictures, "index.html"}
@@ -251,3 +433,60 @@ def test_a_failing_stage_ends_the_job_with_its_own_sentence(tail):
     assert "m.parquet is not a readable" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tail / "metrics/evaluate.json").exists()
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory, pair):
+    """A copy of the project with a tiny lab: its entry points as they are, its figures small; tables of earlier stages.
+
+    What regimes and methods read, and rescue learns from, is cut from the kept tables.
+    """
+    folder = tmp_path_factory.mktemp("project") / "salvage"
+    folder.mkdir()
+    for name in ("MLproject", "conda.yaml", "dvc.yaml", ".dvcignore"):
+        shutil.copy(ROOT / name, folder / name)
+    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "data/full").mkdir(parents=True)
+    for name in ("data/inputs.json", "data/full/dvc.yaml"):
+        shutil.copy(ROOT / name, folder / name)
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    tiny = {"families": ["qwen3"], "seeds": {"qwen3": 1}, "ancestors": 1}
+    tiny["steps"] = {"qwen3": 4, "sft": 1, "rft": 1, "dpo": 1, "grpo": 1}
+    values["profiles"]["quick"] |= {"lab": tiny, "problems": 40, "attempts": 4, "retries": 4, "rescue": 6}
+    values |= {"profile": "quick", "methods": ["sft"]}
+    values["sample"]["rollouts"] = 2
+    values["lab"]["max_tokens"] = 12
+    values["evaluate"] |= {"resamples": 50, "permutations": 20}
+    values["rescue"] |= {"data": ["data/full"], "arms": ["retry", "rule"], "budgets": [2, 4]}
+    values["study"]["trials"] = 1
+    (folder / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    for name in ("attempts", "profiles", "facts", "features"):
+        for path in (ROOT / "data/full" / name).glob("qwen3-*-[01]--*.parquet"):
+            table = pd.read_parquet(path)
+            few = sorted(table["problem_id"].unique())[:40]
+            kind = {"attempts": schema.ATTEMPTS, "profiles": schema.PROFILES}.get(
+                name, {"facts": schema.FACT_ROWS, "features": schema.FEATURE_ROWS}.get(name)
+            )
+            schema.write(table[table["problem_id"].isin(few)], kind, folder / "data/full" / name / path.name)
+    return folder
+
+
+ENTRIES = ["lab", "problems", "sample", "featurize", "intervene", "profile", "route", "evaluate", "register", "rescue"]
+ENTRIES += ["regimes", "methods", "report"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_case_26_every_entry_point_runs_under_mlflow(checkout, entry):
+    """In their order: each needs what those before it wrote."""
+    if entry == "regimes":  # of the kept tables, which are of all methods
+        values = yaml.safe_load((checkout / "params.yaml").read_text())
+        (checkout / "params.yaml").write_text(yaml.safe_dump(values | {"methods": ["sft", "rft", "dpo", "grpo"]}))
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW", "SALVAGE"))}
+    environment = {**own, "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"}
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), own["PATH"]])
+    command = [sys.executable, "-m", "mlflow", "run", ".", "--env-manager", "local", "-e", entry]
+    command += ["-P", "reference=data/full/profiles"] if entry == "route" else []
+    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "succeeded" in done.stderr and "Traceback" not in done.stderr

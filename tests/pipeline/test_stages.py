@@ -73,6 +73,123 @@ def test_every_operator_anchor_and_continuation_comes_out_with_its_cost(
     assert len(profiles) == failures and set(profiles["cell"]) == {"tiny|lab"} and set(profiles["task"]) == {"lab"}
 
 
+def change(folder: Path, **sections: dict) -> None:
+    """Set values in sections of a folder's params.yaml."""
+    raw = yaml.safe_load((folder / "params.yaml").read_text())
+    for name, values in sections.items():
+        raw[name] = raw.get(name, {}) | values
+    (folder / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+
+
+def test_what_met_max_tokens_is_recorded_counted_and_left_out_where_asked(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(params(pair, tmp_path), monkeypatch)
+    rollouts = schema.read(tmp_path / "data/rollouts", schema.ROLLOUTS)
+    cut = rollouts["truncated"]
+    assert cut.tolist() == [t[-1] != 1 for t in rollouts["tokens"]]
+    assert 0 < cut.sum() < len(cut) and (rollouts.loc[cut, "n_tokens"] == 16).all()
+    assert schema.read(tmp_path / "data/attempts", schema.ATTEMPTS)["truncated"].any()
+    change(tmp_path, featurize={"truncated": "leave out"})
+    capsys.readouterr()
+    loaded = settings.load()
+    for name in STAGES[1:]:
+        getattr(stages, name)(loaded)
+    told = capsys.readouterr().out
+    assert f"sample: tiny|lab: {cut.sum()} of {len(cut)} rollouts truncated" in told
+    failed = rollouts[~rollouts["correct"]]
+    out = int(failed["truncated"].sum())
+    assert f"featurize: tiny|lab: {out} of {len(failed)} failed rollouts left out (truncated)" in told
+    assert f"failures ({told.rpartition('failures (')[2].rpartition(')')[0]}); {cut.sum()} of {len(cut)}" in told
+    kept = schema.read(tmp_path / "data/features", schema.FEATURE_ROWS)
+    whole = failed[~failed["truncated"]]
+    assert list(zip(kept["problem_id"], kept["rollout"], strict=True)) == list(
+        zip(whole["problem_id"], whole["rollout"], strict=True)
+    )
+    schema.write(rollouts.assign(truncated=True), schema.ROLLOUTS, tmp_path / "mine.parquet")
+    params(pair, tmp_path, rollouts="mine.parquet")
+    change(tmp_path, featurize={"truncated": "leave out"})
+    with pytest.raises(SalvageError, match=r"every failed rollout is left out \(truncated\); raise sample.max_tokens"):
+        run(tmp_path, monkeypatch, "sample", "featurize")
+
+
+@pytest.fixture
+def thinkers(tmp_path: Path) -> tuple[Path, Path]:
+    """Return the folders of two tiny models whose tokens are characters, and one that closes a thought."""
+    import torch
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    characters = {c: i for i, c in enumerate("\0</>abcdehiknot0123456789+=: ")}
+    core = Tokenizer(models.WordLevel(characters, unk_token="\0"))
+    core.pre_tokenizer, core.decoder = pre_tokenizers.Split("", "isolated"), decoders.Fuse()
+    core.add_tokens([AddedToken("</think>", special=False)])
+    speaker = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="\0")
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    folders = tmp_path / "specialist", tmp_path / "ancestor"
+    for seed, folder in enumerate(folders):
+        torch.manual_seed(seed)
+        config = LlamaConfig(**shape, vocab_size=len(speaker), max_position_embeddings=64, eos_token_id=0)
+        model = LlamaForCausalLM(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(20.0)
+        model.save_pretrained(folder)
+        speaker.save_pretrained(folder)
+    return folders
+
+
+def test_features_of_thinking_or_answer_alone_and_what_lacks_the_part_is_left_out(
+    thinkers: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from salvage.engine.speaker import Speaker
+
+    texts = ["<think>12 a</think>ab 3", "<think>no end", "ab", "1+1=3</think>5"]
+    encode = Speaker(*thinkers).encode
+    tokens = [encode(text) for text in texts]
+    own = {"cell": "m|t", "problem_id": "p", "rollout": range(4), "tokens": tokens, "text": texts, "correct": False}
+    table = pd.DataFrame(own | {"n_tokens": [len(t) for t in tokens], "seed": -1})
+    schema.write(table, schema.ROLLOUTS, tmp_path / "mine.parquet")
+    problem = {"problem_id": "p", "prompt": "1+1:", "answer": "2", "verifier": "exact"}
+    (tmp_path / "p.jsonl").write_text(json.dumps(problem) + "\n")
+    seen = {}
+    for part in ("both", "thinking", "answer"):
+        params(thinkers, tmp_path, problems="p.jsonl", rollouts="mine.parquet")
+        change(tmp_path, featurize={"part": part})
+        run(tmp_path, monkeypatch, "problem_sets", "sample")
+        stages.featurize(settings.load())
+        seen[part] = schema.read(tmp_path / "data/features", schema.FEATURE_ROWS)
+        run(tmp_path, monkeypatch, "intervene", "profile")
+    told = capsys.readouterr().out
+    assert "featurize: tiny|p: 1 of 4 failed rollouts left out (without the part 'thinking')" in told
+    assert "featurize: tiny|p: 1 of 4 failed rollouts left out (without the part 'answer')" in told
+    assert {part: rows["rollout"].tolist() for part, rows in seen.items()} == {
+        "both": [0, 1, 2, 3], "thinking": [0, 1, 3], "answer": [0, 2, 3],
+    }  # fmt: skip
+    first = len(encode("<think>12 a</think>"))
+    assert seen["answer"]["part_start"].tolist() == [first, 0, len(encode("1+1=3</think>"))]
+    assert seen["thinking"]["part_end"].tolist() == [first, len(tokens[1]), len(encode("1+1=3</think>"))]
+    assert seen["answer"]["n_tokens"].tolist() == [len(tokens[i]) for i in (0, 2, 3)]
+    assert seen["answer"]["junction"][0] >= first > seen["thinking"]["junction"][0]
+    j = schema.read(tmp_path / "data/signals", schema.SIGNAL_ROWS)["j"][0]
+    assert len(j) == len(tokens[0]) and seen["answer"]["j_max"][0] == pytest.approx(j[first:].max())
+
+
+def test_how_it_is_sampled_is_of_the_specialists_generation_config_where_auto(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "specialist"
+    shutil.copytree(pair[0], own)
+    (own / "generation_config.json").write_text('{"temperature": 1.3, "top_k": 2, "eos_token_id": 1}')
+    tables_of = []
+    for values in ({"temperature": "auto", "top_k": "auto"}, {"temperature": 1.3, "top_k": 2}, {"temperature": 1.3}):
+        params((own, pair[1]), tmp_path)
+        change(tmp_path, sample=values)
+        run(tmp_path, monkeypatch, "problem_sets", "sample")
+        tables_of.append(next((tmp_path / "data/rollouts").glob("*.parquet")).read_bytes())
+    assert tables_of[0] == tables_of[1] != tables_of[2]  # the values are in the fingerprint, not where they are from
+
+
 def test_without_models_of_the_lab_their_folder_is_there_for_dvc(
     pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,6 +67,22 @@ def test_ones_own_cells_are_told_what_is_not_there() -> None:
     assert "No router is registered as champion" in text and "It was not scored" in text
 
 
+def test_ones_own_cells_are_told_what_their_attempts_say() -> None:
+    rows = [row for row in default().rows if row["cell"] == "all"]
+    lines = printed(Figures(profiles(1, 60), {"mine|t": 80}, rows, [], None))
+    table = [line for line in lines if line.split()[:1] == ["portfolio"]]
+    gain = next(r for r in rows if (r["policy"], r["budget"], r["protocol"]) == ("portfolio", 16, "cross-fitted"))
+    assert len(table) == 1 and f"{100 * gain['over_retry']:+.1f} [" in table[0]
+    assert "Ship the portfolio" in " ".join(lines) and len(lines) <= 40
+
+
+def test_many_truncated_rollouts_are_told_and_few_are_not() -> None:
+    few, many = (Figures(profiles(1, 5), truncated=(n, 1000)) for n in (100, 101))
+    assert "truncated" not in " ".join(printed(few))
+    text = " ".join(" ".join(printed(many)).split())
+    assert "101 of 1,000 rollouts (10%) are truncated: they met sample.max_tokens before an end. Raise it" in text
+
+
 def test_a_name_is_not_taken_for_markup() -> None:
     rows = [row | {"arm": "models:/[red]mine[/red]@x"} if row["arm"] != "retry" else row for row in arm_rows(0.05)]
     assert "models:/[red]mine[/red]@x"[:20] in "\n".join(printed(Figures(profiles(4, 20), rescue=rows)))

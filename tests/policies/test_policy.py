@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import FrozenInstanceError
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from salvage.errors import SalvageError
 from salvage.method.profiles import Tallies
-from salvage.policies.fitted import Fitted, policy_class, problem_key
-from salvage.policies.policy import PRIORITY, Fixed, Random, codes, pick
+from salvage.policies.calibrated import Calibrated, CellRates
+from salvage.policies.fitted import Fitted
+from salvage.policies.learned import Learned
+from salvage.policies.policy import PRIORITY, Fixed, KnowsRates, Plans, Random, codes, pick
+from salvage.policies.portfolio import Portfolio
+from salvage.policies.rule import Rule
 from salvage.tables.vocabulary import FEATURES, OPERATORS
 
 CORRECT = np.array([[1, 0, 2, 3, 4], [3, 0, 2, 1, 0], [2, 4, 2, 0, 2.0]])
@@ -53,19 +59,45 @@ def test_the_largest_worth_is_picked_and_ties_go_by_priority() -> None:
     assert PRIORITY[-1] == "retry" and sorted(PRIORITY) == sorted(OPERATORS)
 
 
-@pytest.mark.parametrize("name", ["fixed", "random", "rule"])
-def test_a_fitted_policy_knows_what_it_saw(name: str) -> None:
-    fitted = Fitted.fit(name, FAILURES, TALLIES, OPERATORS)
-    assert fitted.problems == {problem_key("t/p"), problem_key("t/q")}
-    with pytest.raises(SalvageError, match=r"fitted on problem 't/q' \(row 1\)"):
-        fitted.refuse_seen(FAILURES.assign(problem_id=["n", "q", "m"]))
-    fitted.refuse_seen(FAILURES.assign(problem_id=["n", "o", "m"]))
-    frozen = fitted.to_dict()
-    assert frozen["version"] == fitted.version and len(fitted.version) == 12
-    assert Fitted.from_dict(frozen).version == fitted.version
-    assert (fitted.policy is None) == (name == "rule")
+def test_what_may_be_chosen_of_few_is_picked_among_them() -> None:
+    worth = np.array([[0.1, 0.3, 0.2], [0.3, 0.3, 0.1], [0.2, 0.1, 0.2]])
+    assert pick(worth, ["retry", "dense_steer", "local_temp"]).tolist() == ["dense_steer", "dense_steer", "local_temp"]
+    assert pick(np.zeros((0, 5)), OPERATORS).tolist() == []
+    read = [name.encode().decode() for name in OPERATORS]  # from a file: equal names, other objects
+    assert pick(np.eye(5), read).tolist() == OPERATORS
+    np.testing.assert_array_equal(Random(tuple(read)).expected(FAILURES), Random(tuple(OPERATORS)).expected(FAILURES))
 
 
-def test_an_unknown_policy_is_named() -> None:
-    with pytest.raises(SalvageError, match="policy 'none' is not one of rule"):
-        policy_class("none")
+def test_priority_is_the_rules_own_order_and_its_fallback_comes_first() -> None:
+    assert PRIORITY == ["sparse_steer_random", "dense_steer", "sparse_steer", "local_temp", "retry"]
+    for i, name in enumerate(PRIORITY):
+        assert pick(np.ones((1, 5 - i)), [one for one in OPERATORS if one in PRIORITY[i:]]).tolist() == [name]
+
+
+def test_random_numbers_are_drawn_by_the_features_bytes() -> None:
+    for choices in (OPERATORS, ["dense_steer", "retry", "retry"], ["local_temp"]):
+        told = Random.fit(FAILURES, TALLIES, choices).expected(FAILURES)
+        for row, features in zip(told, FAILURES[FEATURES].to_numpy(np.float64), strict=True):
+            drawn = np.random.default_rng(np.frombuffer(features.tobytes(), np.uint32)).random(len(choices))
+            assert row.tolist() == [0 if name == "retry" else x for name, x in zip(choices, drawn, strict=True)]
+
+
+def test_which_policies_know_rates_and_which_plan() -> None:
+    knows = {one: issubclass_of(one, KnowsRates) for one in (Fixed, Random, Calibrated, Learned, Portfolio)}
+    assert knows == {Fixed: False, Random: False, Calibrated: True, Learned: True, Portfolio: True}
+    plans = {one: issubclass_of(one, Plans) for one in (Calibrated, Learned, Portfolio)}
+    assert plans == {Calibrated: False, Learned: False, Portfolio: True}
+
+
+def issubclass_of(policy: Any, protocol: Any) -> bool:
+    """Tell whether a policy has what a protocol asks for, as the serving code asks: of an instance."""
+    bare = object.__new__(policy)
+    object.__setattr__(bare, "choices", ())
+    return isinstance(bare, protocol)
+
+
+@pytest.mark.parametrize("frozen", [Rule, Fixed, Random, Calibrated, CellRates, Learned, Portfolio, Fitted])
+def test_what_was_fitted_is_not_changed_afterwards(frozen: Any) -> None:
+    bare = object.__new__(frozen)
+    with pytest.raises(FrozenInstanceError):
+        setattr(bare, next(iter(frozen.__dataclass_fields__)), None)

@@ -269,6 +269,32 @@ def test_a_call_that_is_broken_off_leaves_no_answer_for_the_next(own):
         assert judge.verify(["q", "q"], ["b", "a"]) == [Verdict(False), Verdict(True)]
 
 
+def test_many_texts_are_shared_out_among_workers_and_come_back_in_order(own):
+    problems = table(("p", "own_judging:check", "a"), ("c", "own_judging:crashing", "a"), ("o", "exact", "a"))
+    ids = ["p", "o"] * 150
+    ids[7::100] = ["c"] * 3
+    texts = [("a", "b")[i % 4 > 1] for i in range(len(ids))]
+    with Judge(problems, workers=3) as judge:
+        found = judge.verify(ids, texts)
+        assert len(workers()) == 2  # of 150 texts that are judged outside
+    assert not workers()
+    crashed = Verdict(None, "the verifier own_judging:crashing ended its process (signal 11)")
+    assert found == [crashed if i == "c" else Verdict(text == "a") for i, text in zip(ids, texts, strict=True)]
+
+
+def test_a_call_of_many_texts_that_is_broken_off_ends_its_workers(own):
+    with Judge(table(("p", "own_judging:littering", "a")), workers=2) as judge:
+        before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 1.0)
+            with pytest.raises(KeyboardInterrupt):
+                judge.verify(["p"] * 200, ["sleep"] * 200)
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        assert judge.verify(["p"], ["sleep"]) == [Verdict(True)]
+    assert not workers()
+
+
 def test_math_runs_in_the_worker(own):
     problems = table(("p", "math", r"\frac{1}{2}"), ("q", "math", ""))
     with Judge(problems, seconds=1) as judge:

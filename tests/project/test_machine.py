@@ -62,3 +62,13 @@ def test_where_there_are_no_control_groups_the_machine_counts(proc: Path, tmp_pa
 def test_this_machine_has_some() -> None:
     whole, free = memory()
     assert 0 < free < whole
+
+
+def test_case_25_in_a_container_of_the_first_version_the_path_is_the_hosts(proc: Path, tmp_path: Path) -> None:
+    (proc / "self/cgroup").write_text("4:rdma,memory:/docker/0123\n0::/\n")
+    folder = tmp_path / "cgroup/memory"
+    folder.mkdir(parents=True)
+    (folder / "memory.limit_in_bytes").write_text(f"{4 * GIB}\n")
+    (folder / "memory.usage_in_bytes").write_text(f"{3 * GIB}\n")
+    (folder / "memory.stat").write_text(f"inactive_file 1\ntotal_inactive_file {GIB}\n")
+    assert memory(proc, tmp_path / "cgroup") == (4 * GIB, 2 * GIB)

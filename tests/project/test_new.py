@@ -29,7 +29,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_what_is_laid_down_is_a_project(project: Path) -> None:
     names = {str(path.relative_to(project)) for path in project.rglob("*") if path.is_file()}
     hidden = {".dvc/config", ".dvcignore", ".gitignore"}
-    assert names == {*hidden, "MLproject", "dvc.yaml", "params.yaml", "problems.jsonl"}
+    assert names == {*hidden, "data/inputs.json", "MLproject", "dvc.yaml", "params.yaml", "problems.jsonl"}
     assert list(load("problems.jsonl")["problem_id"]) == ["apples", "train", "word"]
     assert settings.load().raw == settings.load("none.yaml").raw, "its params.yaml is what is built in"
 

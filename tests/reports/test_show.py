@@ -75,6 +75,13 @@ def test_a_failure_is_shown_with_its_junction_its_route_and_what_came_of_it() ->
     assert "'3'" in text and "0.800" in text  # what the ancestor would rather have said
     assert "[red]1+2=3" in text  # a model's text is no markup
     assert "solved, 15 model-tokens, 18 more to score" in text
+    assert "truncated" not in text
+
+
+def test_a_rollout_that_met_max_tokens_is_marked() -> None:
+    cut = outcome(attempts=[Attempt("sample", False, 5, -1, "1+2=4", truncated=True)], status="spent")
+    text = printed(json.loads(cut.line()))
+    assert "failed rollout 0, truncated: it met max_tokens" in text and "wrong, truncated" in text
 
 
 def test_tokens_are_shaded_by_j() -> None:
@@ -92,3 +99,36 @@ def test_a_problem_that_is_not_there_or_never_failed_is_named(tmp_path: Path) ->
         show.from_outcomes(file, "p9")
     with pytest.raises(SalvageError, match="no such file"):
         show.from_outcomes(tmp_path / "none.jsonl", "p1")
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (
+            b'{"problem_id": "p1", "prompt": "x", "answer": "1"}\n',
+            "line 1: it is no outcome .* prompt, answer;",
+        ),
+        (b'[{"problem_id": "p1"}]', "seems to be a JSON array"),
+        (b"PAR1....PAR1", "seems to be a Parquet file"),
+        (b"problem_id,cell\np1,a\n", "line 1, character 1 is not JSON"),
+        (b"", "is empty"),
+        (b'{"problem_id": "p1", "pro', "has no whole line yet"),
+        (b'"p1"\n', "line 1 is no JSON object"),
+        ('{"problem_id": "p1"}\n'.encode("utf-16"), "seems to be UTF-16"),
+    ],
+)
+def test_case_35_another_kind_of_file_is_named(tmp_path: Path, data: bytes, told: str) -> None:
+    file = tmp_path / "out.jsonl"
+    file.write_bytes(data)
+    with pytest.raises(SalvageError, match=rf"out\.jsonl.*{told}"):
+        show.from_outcomes(file, "p1")
+    with pytest.raises(SalvageError, match="is a folder"):
+        show.from_outcomes(tmp_path, "p1")
+
+
+def test_of_a_long_chat_the_page_shows_the_system_prompt_and_the_question() -> None:
+    from salvage.reports import traces
+
+    told = traces._without_middle("[system]\n" + "a" * 3000 + "\n\n[user]\n6*7?")
+    assert told.startswith("[system]\naaa") and told.endswith("aaa\n\n[user]\n6*7?") and len(told) < 1600
+    assert traces._without_middle("[user]\n6*7?") == "[user]\n6*7?"

@@ -71,3 +71,48 @@ def test_an_arm_is_named_only_where_its_interval_is_above_zero(gains: list[float
 @pytest.mark.parametrize(("share", "told"), [(0.012, "+1.2"), (0.0, "+0.0"), (-1e-9, "+0.0"), (0.0002, "+0.02")])
 def test_points_never_hide_on_which_side_of_zero_they_lie(share: float, told: str) -> None:
     assert words.points(share) == told
+
+
+# ------------------------------------------------------------------ of one's own: from the attempts
+
+
+def attempts(n: int, *gains: float, around: float = 0.01) -> list[dict[str, Any]]:
+    """Return rows of the evaluation: retry and a portfolio, at budgets 4, 8 and 16."""
+    about = {"cell": "all", "protocol": "cross-fitted", "n": n, "tokens": 50.0, "low": 0.4, "high": 0.6}
+    rows = []
+    for budget, gain in zip((4, 8, 16), gains, strict=True):
+        lift = {"over_retry": gain, "over_retry_low": gain - around, "over_retry_high": gain + around}
+        nothing = dict.fromkeys(lift)
+        rows += [about | {"policy": "retry", "budget": budget, "rescue": 0.5} | nothing]
+        rows += [about | {"policy": "portfolio", "budget": budget, "rescue": 0.5 + gain} | lift]
+        rows += [row | {"cell": "mine|t"} for row in rows[-2:]]
+        rows += [about | {"policy": "best mix (hindsight)", "budget": budget, "rescue": 0.9} | lift]
+    return rows
+
+
+def said(rescue: list[dict[str, Any]], evaluated: list[dict[str, Any]]) -> str:
+    return words.bottom_line(words.compared(rescue, evaluated), words.not_compared(evaluated))
+
+
+def test_ones_own_failures_tell_policies_from_retrying_by_their_attempts() -> None:
+    line = said([], attempts(77, 0.02, 0.03, 0.04))
+    assert line.startswith("Ship the portfolio: at 4 retries' worth of tokens it solves 2.0 points more than retrying")
+    assert "(77 failures)" in line and "hindsight" not in line and "held-out" not in line
+    line = said([], attempts(77, 0.0, -0.02, 0.002))
+    assert line.startswith("Nothing beats retrying here") and "77 failures do not rule out a gain of up to 1.2" in line
+
+
+def test_the_closed_loop_says_more_than_the_attempts() -> None:
+    rescue = loop(portfolio=[0.012, 0.02, 0.026])
+    assert words.compared(rescue, attempts(77, -0.2, -0.2, -0.2)) == rescue
+    assert "600 held-out problems" in said(rescue, attempts(77, -0.2, -0.2, -0.2))
+
+
+def test_too_few_failures_are_said_to_be_so() -> None:
+    line = said([], attempts(words.ENOUGH - 1, 0.02, 0.03, 0.04))
+    assert line == (
+        "No policy was compared with retrying here: 29 failures are too few, at least 30 are needed; "
+        "give more or harder problems."
+    )
+    assert said([], attempts(words.ENOUGH, 0.02, 0.03, 0.04)).startswith("Ship")
+    assert said([], []) == words.NOT_COMPARED

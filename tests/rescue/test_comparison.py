@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +15,7 @@ import pytest
 import scipy.stats
 
 import scripted
-from salvage.engine.base import Request
+from salvage.engine.base import Request, Sampling
 from salvage.errors import SalvageError
 from salvage.lab.problems import lab_problems
 from salvage.method.profiles import Tallies
@@ -84,11 +84,11 @@ def test_retries_are_decoded_a_quarter_first_and_the_rest_for_what_still_fails()
     waves: list[list[tuple[str, int]]] = []
 
     class Shared:
-        encode = staticmethod(lambda prompt: [1])
+        prompt = staticmethod(lambda problem: [1])
         text = staticmethod(lambda tokens: "")
 
         def decode(self, requests: list[Any], **how: Any) -> list[Any]:
-            assert how == {"temperature": 0.7, "max_tokens": 9}
+            assert how == {"sampling": Sampling(0.7, 0.9, 5), "max_tokens": 9}
             waves.append([])
             assert len({r.seed for r in requests}) == len(requests)
             return [SimpleNamespace(tokens=[])] * len(requests)
@@ -98,9 +98,10 @@ def test_retries_are_decoded_a_quarter_first_and_the_rest_for_what_still_fails()
             waves[-1] = sorted((p, problems.count(p)) for p in set(problems))
             return [SimpleNamespace(correct=p == "a" and i == 1) for i, p in enumerate(problems)]
 
-    settings = type("S", (dict,), {"seed": 0})({"sample": {"temperature": 0.7, "max_tokens": 9}})
+    settings = type("S", (dict,), {"seed": 0})({"sample": asdict(Sampling(0.7, 0.9, 5)) | {"max_tokens": 9}})
     cell = SimpleNamespace(name="c")
-    _retry_ahead(Shared(), Judge(), cell, settings, [outcome("a"), outcome("b")], 9)  # type: ignore[arg-type]
+    problems = pd.DataFrame({"problem_id": ["a", "b"], "prompt": "?"})
+    _retry_ahead(Shared(), Judge(), cell, settings, [outcome("a"), outcome("b")], 9, problems)  # type: ignore[arg-type]
     assert waves == [[("a", 2), ("b", 2)], [("b", 7)]]
 
 
@@ -171,7 +172,7 @@ def test_an_engine_that_is_shared_decodes_each_seed_once() -> None:
     shared = Shared(engine)
     assert shared.context is None and shared.text(shared.encode("1#2")) == "1#2"
     asked = [Request(engine.encode("1+2:"), seed) for seed in (5, 6, 5, 7)]
-    how = {"temperature": 0.5, "max_tokens": 40}
+    how = {"sampling": Sampling(0.5), "max_tokens": 40}
     told = shared.decode(asked, **how)
     assert told == Scripted().decode(asked, **how) and engine.waves == [3]
     assert shared.decode([asked[3], asked[0]], **how) == [told[3], told[0]] and engine.waves == [3, 0]
@@ -204,7 +205,9 @@ def test_an_answer_too_few_is_shared_with_nobody(monkeypatch: pytest.MonkeyPatch
     shared = Shared(engine)
     with pytest.raises(ValueError, match="shorter"):
         if name == "decode":
-            shared.decode([Request([1, 10, 1, 16], 1), Request([1, 10, 1, 16], 2)], temperature=1.0, max_tokens=9)
+            shared.decode(
+                [Request([1, 10, 1, 16], 1), Request([1, 10, 1, 16], 2)], sampling=Sampling(1.0), max_tokens=9
+            )
         else:
             shared.signals([[1], [2]], [[1], [2]], temperature=1.0, top_k_cov=3)
     with pytest.raises(ValueError, match="shorter"):

@@ -45,7 +45,7 @@ class Scripted:
 def result(t: Try, **told: Any) -> dict[str, Any]:
     """Return a wave's result: a failure of ten tokens, unless told otherwise; scored where it was to be."""
     made = {"operator": t.operator, "correct": False, "trouble": "", "text": f"{t.operator}{t.attempt}"}
-    made |= {"tokens": [t.attempt, 7], "n_tokens": 10, "n_ancestor_tokens": 0, "position": -1}
+    made |= {"tokens": [t.attempt, 7], "n_tokens": 10, "n_ancestor_tokens": 0, "position": -1, "truncated": False}
     made |= told
     if t.score and made["correct"] is False and "scored" not in made:
         made["scored"] = {"facts": {"problem_id": t.problem_id}, "n_prefill": 44, "view": {"junction": 1}}
@@ -355,6 +355,9 @@ def test_times_are_those_of_the_waves_and_none_where_a_record_was_read(asked: li
     assert read["p0"].times == [(name, 0, 0) for name in ("sample", "verify", "score", "route", "intervene", "verify")]
 
 
+WHOLE = {"truncated": False}
+
+
 def test_a_line_is_all_of_an_outcome_but_its_times(asked: list[dict[str, Any]]) -> None:
     done, _ = run(Budget(2), lambda t: {"correct": t.operator != SAMPLE, "n_ancestor_tokens": 1}, policy=POLICY)
     assert done["p0"].times and "times" not in repr(done["p0"])
@@ -362,8 +365,9 @@ def test_a_line_is_all_of_an_outcome_but_its_times(asked: list[dict[str, Any]]) 
         "cell": "m|t", "problem_id": "p0", "prompt": "0+1:", "reference": "1", "status": "solved",
         "answer": "dense_steer0", "operator": "dense_steer",
         "attempts": [
-            {"operator": SAMPLE, "correct": False, "model_tokens": 11, "position": -1, "text": "sample0"},
-            {"operator": "dense_steer", "correct": True, "model_tokens": 11, "position": -1, "text": "dense_steer0"},
+            {"operator": SAMPLE, "correct": False, "model_tokens": 11, "position": -1, "text": "sample0"} | WHOLE,
+            {"operator": "dense_steer", "correct": True, "model_tokens": 11, "position": -1, "text": "dense_steer0"}
+            | WHOLE,
         ],
         "model_tokens": 22, "scored_tokens": 44, "why": {"policy": "it"}, "failure": {"junction": 1}, "trouble": "",
     }  # fmt: skip

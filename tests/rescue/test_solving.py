@@ -308,7 +308,7 @@ def test_the_summary_tells_how_problems_ended_and_what_the_solved_are_owed_to() 
         "ended", "by", "problems", "attempts each", "model-tokens each",
     ]  # fmt: skip
     assert [column.justify for column in table.columns] == ["left", "left", "right", "right", "right"]
-    rows = list(zip(*(column.cells for column in table.columns), strict=True))
+    rows = list(zip(*(map(str, column.cells) for column in table.columns), strict=True))
     assert rows == [
         ("solved", "sample", "2", "1.0", "10"),
         ("solved", "dense_steer", "1", "2.0", "28"),
@@ -319,7 +319,7 @@ def test_the_summary_tells_how_problems_ended_and_what_the_solved_are_owed_to() 
 
 def test_the_solved_come_first_though_fewer() -> None:
     done = [outcome("a", "spent"), outcome("b", "spent"), outcome("c")]
-    assert list(solving.summary(done, 1).columns[0].cells) == ["solved", "spent"]
+    assert list(map(str, solving.summary(done, 1).columns[0].cells)) == ["solved", "spent"]
 
 
 # ------------------------------------------------------------------ the comparison

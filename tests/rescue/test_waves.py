@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from salvage.engine.base import COV, PATH, Completion, Request, seed_of
+from salvage.engine.base import COV, PATH, Completion, Request, Sampling, seed_of
 from salvage.errors import SalvageError
 from salvage.lab import task
 from salvage.problems.judging import Verdict
@@ -29,6 +30,11 @@ class Told:
     """An engine that answers every request with the same four tokens, and remembers what it was asked."""
 
     context: int | None = None
+    ends: ClassVar[list[int]] = [3]
+
+    def span(self, prompt: list[int], completion: list[int], part: str) -> tuple[int, int]:
+        cut = completion.index(2) + 1 if 2 in completion else 0
+        return (0, cut) if part == "thinking" else (cut, len(completion))
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
@@ -37,15 +43,15 @@ class Told:
         self.how: list[dict[str, Any]] = []
         self.closed = 0
 
-    def encode(self, text: str) -> list[int]:
-        return [ord(c) for c in text]
+    def prompt(self, problem: dict[str, str]) -> list[int]:
+        return [ord(c) for c in problem["prompt"]]
 
     def text(self, tokens: list[int]) -> str:
         return " ".join(map(str, tokens))
 
-    def decode(self, requests: list[Request], *, temperature: float, max_tokens: int) -> list[Completion]:
+    def decode(self, requests: list[Request], *, sampling: Sampling, max_tokens: int) -> list[Completion]:
         self.requests += requests
-        self.how.append({"temperature": temperature, "max_tokens": max_tokens})
+        self.how.append({"sampling": sampling, "max_tokens": max_tokens})
         return [Completion([1, 2, 3, len(self.requests)], 4, 2, 9, 1) for _ in requests]
 
     def signals(
@@ -145,6 +151,37 @@ def test_a_score_holds_facts_rollouts_threshold_and_a_view(loaded: Settings) -> 
     assert json.loads(json.dumps(told)) == told
 
 
+def featurized(loaded: Settings, **changes: Any) -> Settings:
+    return replace(loaded, raw=loaded.raw | {"featurize": loaded["featurize"] | changes})
+
+
+def test_truncated_rollouts_are_left_out_where_settings_say_so(loaded: Settings) -> None:
+    engine, values = Told(), featurized(loaded, truncated="leave out")
+    ended, cut = [5, 6, 7, 3], [5, 6, 7, 8]  # 3 is the end; what the engine decodes here ends in 1 and in 2
+    tries = [Try("p0", SAMPLE, 1, score=True, failed=[cut]), Try("p1", SAMPLE, 1, score=True, failed=[cut, ended])]
+    made = waves(values, engine, Judged()).make(tries)
+    assert ["scored" in r for r in made] == [False, True]
+    assert [c for _, c in engine.scored] == [ended]
+    assert made[1]["scored"]["facts"]["n_failed_rollouts"] == 1
+
+
+@pytest.mark.parametrize(
+    ("part", "spread", "junction", "quantile"), [("thinking", 0.5, 1, 0.5), ("answer", 1.0, 2, 2.0)]
+)
+def test_features_are_of_the_part_that_settings_name(
+    loaded: Settings, part: str, spread: float, junction: int, quantile: float
+) -> None:
+    engine = Told()
+    (made,) = waves(featurized(loaded, part=part), engine, Judged()).make([Try("p0", SAMPLE, 0, score=True)])
+    told = made["scored"]
+    assert told["facts"]["spread"] == spread and told["facts"]["n_tokens"] == 4
+    assert told["rollouts"][0]["junction"] == junction and told["threshold"] == pytest.approx(quantile, rel=0.02)
+    assert told["facts"]["junction"] == junction / 4 and told["view"]["junction"] == junction
+    unthought = Try("p1", SAMPLE, 1, score=True, failed=[[7, 7, 7, 7]])
+    (made,) = waves(featurized(loaded, part=part), engine, Judged()).make([unthought])
+    assert len(made["scored"]["rollouts"]) == (1 if part == "thinking" else 2)
+
+
 def test_without_a_look_there_is_no_view_and_nobody_is_asked_for_one(loaded: Settings) -> None:
     engine = Told()
     made = waves(loaded, engine, Judged(), look=False).make([Try("p0", SAMPLE, 0, score=True)])
@@ -156,7 +193,7 @@ def test_models_are_asked_with_the_settings(loaded: Settings) -> None:
     waves(loaded, engine, Judged()).make([Try("p0", SAMPLE, 0, score=True)])
     sample, featurize = loaded["sample"], loaded["featurize"]
     assert engine.how == [
-        {"temperature": sample["temperature"], "max_tokens": sample["max_tokens"]},
+        {"sampling": Sampling.of(sample), "max_tokens": sample["max_tokens"]},
         {"temperature": sample["temperature"], "top_k_cov": featurize["top_k_cov"]},
     ]
 
@@ -168,7 +205,7 @@ def test_a_result_tells_what_it_cost_and_keeps_a_first_rollouts_tokens(loaded: S
     made = waves(loaded, Told(), Judged(p0=True)).make([Try("p0", SAMPLE, 0), Try("p1", "retry", 0)])
     assert made[0] == {
         "operator": SAMPLE, "correct": True, "trouble": "", "text": "1 2 3 2", "tokens": [1, 2, 3, 2],
-        "n_tokens": 4, "n_ancestor_tokens": 2, "position": 1,
+        "n_tokens": 4, "n_ancestor_tokens": 2, "position": 1, "truncated": False,
     }  # fmt: skip
     assert made[1]["tokens"] == [] and made[1]["operator"] == "retry"
 
@@ -289,9 +326,9 @@ def test_a_record_of_other_attempts_or_of_another_job_is_refused(loaded: Setting
         waves(loaded, Told(), Judged(), record=record, mark="m").make([Try("p0", SAMPLE, 1)])
     with pytest.raises(SalvageError, match="begun with other models, problems, settings or policy"):
         waves(loaded, Told(), Judged(), record=record, mark="another")
-    record.write_text("")
-    with pytest.raises(SalvageError, match="begun with other models"):
-        waves(loaded, Told(), Judged(), record=record, mark="m")
+    record.write_text("")  # a start that did nothing, or a torn first line
+    assert waves(loaded, Told(), Judged(), record=record, mark="m")._recorded == []
+    assert record.read_text() == '{"mark": "m"}\n'
 
 
 def test_models_are_opened_once_and_closed_and_a_shared_judge_is_left_alone(loaded: Settings) -> None:

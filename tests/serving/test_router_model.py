@@ -49,7 +49,7 @@ def test_one_failure_alone_needs_a_reference(failures):
     [
         ("spread,concentration,logit_dispersion\n0.1,1,2\n0.2,abc,2\n", r"row 1, column 'concentration': 'abc'"),
         ("spread,concentration,logit_dispersion\n0.1,1,2\n0.2,,2\n", r"row 1, column 'concentration' is NaN"),
-        ("spread,concentration,logit_dispersion\n0.1,1,inf\n", r"row 0, column 'logit_dispersion' is infinite"),
+        ("spread,concentration,logit_dispersion\n0.1,1,inf\n", r"row 0, column 'logit_dispersion': 'inf' is not a fin"),
         ("spread,concentration\n0.1,1\n", r"column 'logit_dispersion' is missing"),
         ("spread,concentration,logit_dispersion\n", r"no rows"),
         ("", r"not a readable CSV"),

@@ -31,6 +31,21 @@ def test_the_same_rows_give_the_same_bytes_and_carry_their_fingerprint(tmp_path:
     pd.testing.assert_frame_equal(schema.read(tmp_path / "one", schema.PROBLEMS), problems())
 
 
+def rollouts(cell: str, **more: object) -> pd.DataFrame:
+    columns = {"cell": cell, "problem_id": ["a", "b"], "rollout": 0, "tokens": [[1], [2, 3]], "text": "x"}
+    return pd.DataFrame({**columns, "correct": False, "n_tokens": [1, 2], "seed": -1, **more})
+
+
+def test_a_table_that_does_not_say_what_is_truncated_is_read_and_keeps_its_bytes(tmp_path: Path) -> None:
+    schema.write(rollouts("old"), schema.ROLLOUTS, tmp_path / "old.parquet")
+    assert "truncated" not in schema.read(tmp_path / "old.parquet", schema.ROLLOUTS)
+    assert schema.truncated(tmp_path) is None and schema.truncated(tmp_path / "none.parquet") is None
+    schema.write(rollouts("new", truncated=[True, False]), schema.ROLLOUTS, tmp_path / "new.parquet")
+    assert schema.read(tmp_path / "new.parquet", schema.ROLLOUTS)["truncated"].tolist() == [True, False]
+    assert schema.truncated(tmp_path) == schema.truncated(tmp_path / "new.parquet") == (1, 2)
+    assert len(schema.read(tmp_path, schema.ROLLOUTS)) == 4
+
+
 @pytest.mark.parametrize(
     ("table", "kind", "sentence"),
     [
@@ -67,3 +82,21 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         tmp_path.chmod(0o500)
         with pytest.raises(SalvageError, match="check the folder's permissions"):
             schema.write(problems(), schema.PROBLEMS, tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize("kind", schema.KINDS)
+def test_case_35_a_table_in_place_of_another_is_named(tmp_path, kind):
+    table = schema.KINDS[kind]
+    texts = {name for name, column in table.columns.items() if str(column.dtype).startswith("str")}
+    values = {name: ["x"] if name in texts else [[1.0]] for name in table.columns}
+    pd.DataFrame(values).to_parquet(tmp_path / "t")
+    for other in (schema.KINDS[name] for name in schema.KINDS if name != kind):
+        with pytest.raises(SalvageError, match=f"t: column .* is missing; .*; it seems to be the table of {kind}$"):
+            schema.read(tmp_path / "t", other)
+
+
+def test_case_35_another_kind_of_file_is_named(tmp_path):
+    for data, told in ((b"a,b\n1,2\n", "perhaps a CSV"), (b'{"a": 1}\n', "JSON Lines"), (b"", "it is empty")):
+        (tmp_path / "t.parquet").write_bytes(data)
+        with pytest.raises(SalvageError, match=rf"t\.parquet is not a readable Parquet file: .*{told}"):
+            schema.read(tmp_path / "t.parquet", schema.ATTEMPTS)

@@ -3,12 +3,56 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol
 
 import numpy as np
 
+from salvage.errors import SalvageError
+
 PATH, COV = 0, 1  # the two mixes of method.md: e-geodesic and m-geodesic
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn: at a temperature, and from which tokens, in vLLM's order (`salvage.engine.truncation`).
+
+    Attributes
+    ----------
+    temperature : float
+        Signals and the watched j are at it too; they are of the whole distributions, never of what is left of them.
+    top_p : float
+        Of what the others leave, the fewest likeliest tokens that have this share together; 1 for all.
+    top_k : int
+        The likeliest tokens, so many, with all that tie with the last; 0 for all.
+    min_p : float
+        Tokens with at least this share of the likeliest one's probability; 0 for all.
+    """
+
+    temperature: float
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, holds, wanted in (
+            ("temperature", 0 < self.temperature < float("inf"), "a finite number above 0"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("top_k", self.top_k >= 0, "0 or more"),
+            ("min_p", 0 <= self.min_p <= 1, "from 0 to 1"),
+        ):
+            if not holds:
+                raise SalvageError(f"{name} is {getattr(self, name)}, but must be {wanted}; correct it")
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Sampling:
+        """Return what params.yaml's `sample` says."""
+        return cls(**{field.name: values[field.name] for field in fields(cls)})
+
+    @property
+    def truncates(self) -> bool:
+        return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
 
 
 @dataclass(frozen=True)
@@ -69,22 +113,32 @@ class Completion:
     n_ancestor_tokens: int  # decoded by the ancestor: none after a sparse intervention has acted
     n_prefill: int  # prompt and prefix, of both models where both ran
     position: int  # where the intervention acted, -1 where it did not
+    truncated: bool = False  # it met max_tokens before an end token
 
 
 class Engine(Protocol):
     """A specialist, its ancestor and their tokenizer."""
 
     context: int | None  # tokens that prompt and completion may have together; None: no bound known
+    ends: list[int]  # tokens that end a completion
+
+    def prompt(self, problem: Mapping[str, Any]) -> list[int]:
+        """Return the token ids of a problem's prompt, a row of the problems table: plain text, or a chat."""
+        ...
 
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of a prompt or completion."""
+        """Return the token ids of a completion's text."""
         ...
 
     def text(self, tokens: list[int]) -> str:
         """Return a completion's text, special tokens left out."""
         ...
 
-    def decode(self, requests: list[Request], *, temperature: float, max_tokens: int) -> list[Completion]:
+    def span(self, prompt: list[int], completion: list[int], part: str) -> tuple[int, int]:
+        """Return where a part of a completion begins and ends (`vocabulary.PARTS`); it is empty where there is none."""
+        ...
+
+    def decode(self, requests: list[Request], *, sampling: Sampling, max_tokens: int) -> list[Completion]:
         """Answer every request, in order; `max_tokens` bounds prefix and decoded tokens together."""
         ...
 

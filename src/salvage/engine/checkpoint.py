@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
@@ -29,9 +30,21 @@ def folder_of(name: str | Path) -> Path:
             path = Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors"]))
         except (HfHubHTTPError, HFValidationError, OSError) as error:
             raise SalvageError(f"model {str(name)!r} cannot be had: {str(error).splitlines()[0]}") from error
-    if not any(path.glob("*.safetensors")):
+    if not weight_files(path):
         raise SalvageError(f"model {str(name)!r} has no weights in safetensors; save it with save_pretrained")
     return path
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of a checkpoint: those of its index where there is one.
+
+    Some repositories have the same weights a second time under another name.
+    """
+    if (folder / "model.safetensors").exists():
+        return [folder / "model.safetensors"]
+    for index in folder.glob("model.safetensors.index.json"):
+        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    return sorted(folder.glob("*.safetensors"))
 
 
 def entries(folder: Path) -> int:
@@ -46,12 +59,14 @@ def weight_bytes(name: str | Path, kind: torch.dtype) -> int:
 
 def saved(config: Any) -> torch.dtype:
     """Return the data type that a checkpoint was saved in, as its config says."""
-    kind = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+    said = getattr(config, "dtype", None) or getattr(config.get_text_config(decoder=True), "dtype", None)
+    kind = str(said or "float32").removeprefix("torch.")
     return getattr(torch, kind)  # type: ignore[no-any-return]
 
 
 def cache_bytes(config: Any, kind: torch.dtype) -> int:
     """Return the bytes of one token in a model's KV cache."""
+    config = config.get_text_config(decoder=True)  # of models that also see, the part that speaks
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return int(2 * config.num_hidden_layers * heads * width * kind.itemsize)
@@ -79,10 +94,10 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Any]]:
     SalvageError
         Where a file is damaged, or cut short.
     """
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in weight_files(folder):
         try:
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 - no dict
                     yield name, tensors.get_slice(name)
-        except SafetensorError as error:
+        except (OSError, SafetensorError) as error:
             raise SalvageError(f"{file} is not a whole safetensors file ({error}); copy it again") from error

@@ -7,8 +7,8 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
-from salvage.engine.base import Request, seed_of
-from salvage.engine.opening import open_engine
+from salvage.engine.base import Request, Sampling, seed_of
+from salvage.engine.opening import open_engine, settled
 from salvage.project.machine import gpu, memory
 from salvage.project.settings import FITTED, Cell, Settings
 
@@ -32,29 +32,30 @@ def wanted(cell: Cell, settings: Settings) -> list[str]:
     return [name for name, section in FITTED.items() if settings[section][name] == "auto" and name not in own]
 
 
-def fitted(cell: Cell, settings: Settings, prompts: list[str]) -> Cell:
+def fitted(cell: Cell, settings: Settings, problems: list[dict[str, Any]]) -> Cell:
     """Return the cell with what is `auto` fitted to it; the same one where nothing is."""
     if not wanted(cell, settings):
         return cell
-    return replace(cell, own=(*cell.own, *fit(cell, settings, prompts).values.items()))
+    return replace(cell, own=(*cell.own, *fit(cell, settings, problems).values.items()))
 
 
-def fit(cell: Cell, settings: Settings, prompts: list[str], lengths: list[int] | None = None) -> Fit:
-    """Return what is `auto` for a cell, fitted to its models and prompts.
+def fit(cell: Cell, settings: Settings, problems: list[dict[str, Any]], lengths: list[int] | None = None) -> Fit:
+    """Return what is `auto` for a cell, fitted to its models and problems.
 
     Parameters
     ----------
-    prompts : list of str
-        Of its problems.
+    problems : list of dict
+        Rows of its problems table.
     lengths : list of int, optional
         Tokens of rollouts that are there already; without them a few problems are sampled first.
     """
     names = wanted(cell, settings)
     trial = replace(cell, own=(*cell.own, *((name, TRIAL[name]) for name in names)))
-    given = settings.of(trial)["sample"]["max_tokens"]
-    with closing(open_engine(trial, settings.of(trial), ancestor=False)) as opened:
+    settings = settled(trial, settings)
+    given = settings["sample"]["max_tokens"]
+    with closing(open_engine(trial, settings, ancestor=False)) as opened:
         engine: Any = opened
-        encoded = [engine.encode(prompt) for prompt in prompts]
+        encoded = [engine.prompt(problem) for problem in problems]
         longest = max(map(len, encoded))
         room = engine.context - longest if engine.context else given
         bound = max(1, min(given, room))
@@ -83,7 +84,7 @@ def _first(engine: Any, encoded: list[list[int]], bound: int, cell: Cell, settin
     """Sample a few problems once and return how many tokens that took."""
     some = encoded[:: max(1, len(encoded) // FIRST)][:FIRST]
     requests = [Request(p, seed_of(settings.seed, cell.name, "first", i)) for i, p in enumerate(some)]
-    done = engine.decode(requests, temperature=settings["sample"]["temperature"], max_tokens=bound)
+    done = engine.decode(requests, sampling=Sampling.of(settings["sample"]), max_tokens=bound)
     return [c.n_tokens for c in done]
 
 

@@ -23,7 +23,13 @@ class Finding:
 
 
 def look(
-    specialist: str, ancestor: str, engine: str, *, prompts: list[str] | None = None, max_tokens: int = 0
+    specialist: str,
+    ancestor: str,
+    engine: str,
+    vllm: dict[str, Any],
+    *,
+    problems: list[dict[str, Any]] | None = None,
+    max_tokens: int = 0,
 ) -> Iterator[Finding]:
     """Yield what is found out about a pair; the first thing that is wrong with how they load ends it.
 
@@ -31,18 +37,22 @@ def look(
     ----------
     engine : str
         `auto`, `vllm` or `transformers`.
-    prompts : list of str, optional
-        That are to be decoded: the longest must fit the context.
+    vllm : dict
+        The section `vllm` of params.yaml.
+    problems : list of dict, optional
+        Rows of the problems table that are to be decoded: the longest prompt must fit the context.
     max_tokens : int
         Of a completion.
     """
+    from salvage.engine.adapters import whole
     from salvage.engine.checkpoint import folder_of, same_weights
-    from salvage.engine.choice import chosen
+    from salvage.engine.opening import engine_for
     from salvage.engine.speaker import Speaker
 
     try:
-        speaker = Speaker(specialist, ancestor)
-        folders = [folder_of(name) for name in (specialist, ancestor)]
+        merged = whole(specialist, ancestor)
+        speaker = Speaker(merged, ancestor)
+        folders = [folder_of(name) for name in (merged, ancestor)]
         yield from map(_model, ("specialist", "ancestor"), (specialist, ancestor), speaker.configs, folders)
         same = same_weights(*folders)
     except SalvageError as error:
@@ -56,9 +66,12 @@ def look(
     else:
         yield Finding("difference", True, "their weights differ")
     yield _tokens(speaker)
-    yield _context(speaker, prompts, max_tokens)
     try:
-        name, why = chosen(engine)
+        yield _context(speaker, problems, max_tokens)
+    except SalvageError as error:
+        yield Finding("prompts", False, str(error))
+    try:
+        name, why = engine_for(engine, specialist, ancestor, vllm)
         yield Finding("engine", True, f"{name} ({why})")
     except SalvageError as error:
         yield Finding("engine", False, str(error))
@@ -99,12 +112,12 @@ def _tokens(speaker: Any) -> Finding:
     )
 
 
-def _context(speaker: Any, prompts: list[str] | None, max_tokens: int) -> Finding:
+def _context(speaker: Any, problems: list[dict[str, Any]] | None, max_tokens: int) -> Finding:
     if not speaker.context:
         return Finding("context", None, "the configs name no bound")
-    if not prompts:
+    if not problems:
         return Finding("context", True, f"{speaker.context:,} tokens of prompt and completion")
-    longest = max(len(speaker.encode(prompt)) for prompt in prompts)
+    longest = max(len(speaker.prompt(problem)) for problem in problems)
     told = f"{speaker.context:,} tokens; the longest prompt has {longest:,}, a completion at most {max_tokens:,}"
     if longest + max_tokens > speaker.context:
         return Finding("context", False, f"{told}; lower max_tokens or shorten that prompt")

@@ -26,6 +26,7 @@ from vllm.model_executor.models.utils import init_vllm_registered_model, maybe_p
 from vllm.v1.sample.logits_processor import LogitsProcessor, process_dict_updates
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as LogitsProcessorV2
 
+from salvage.engine.base import Sampling
 from salvage.engine.signals import token_signals
 from salvage.engine.steering import Plan, choose, uniforms
 from salvage.tables.vocabulary import SIGNALS
@@ -69,7 +70,7 @@ class Pair(torch.nn.Module):
                 hf_config=AutoConfig.from_pretrained(config.salvage_ancestor),
             )
             self.secondary_weights = [DefaultModelLoader.Source(config.salvage_ancestor, None, prefix="ancestor.")]
-        self.width = config.hidden_size
+        self.width = config.get_text_config().hidden_size
         self.hears = self.ancestor is not None  # False too while no request needs the ancestor: then it is not run
         self.heard: torch.Tensor | None = None  # the ancestor's logits, row for row those last returned
         _pairs[key_of(vllm_config)] = self
@@ -226,7 +227,7 @@ class Steering(LogitsProcessor, LogitsProcessorV2):
         self.uniform = torch.from_numpy(uniforms(call["seeds"], call["max_tokens"])).to(self.device)
         self.offset = torch.tensor(call["offset"], device=self.device)
         self.fired = torch.full_like(self.offset, -1)
-        self.temperature, self.top_k_cov = call["temperature"], call["top_k_cov"]
+        self.sampling, self.top_k_cov = Sampling(**call["sampling"]), call["top_k_cov"]
         self.vocabulary = call["vocabulary"]
         pair = _pairs.get(self.key)
         if pair is not None:
@@ -279,7 +280,7 @@ class Steering(LogitsProcessor, LogitsProcessorV2):
             plan,
             at,
             self.uniform[numbers, :, at],
-            temperature=self.temperature,
+            sampling=self.sampling,
             top_k_cov=self.top_k_cov,
         )
         acted = fire & (plan.sparse | plan.local)

@@ -85,10 +85,15 @@ def coverage_gap(p_s: torch.Tensor, p_a: torch.Tensor, k: int) -> torch.Tensor:
             held_a, held_s = most.values[:, :k].sum(-1), p_s.gather(1, most.indices[:, :k]).sum(-1)
             return torch.log((held_a + 1e-8) / (held_s + 1e-8))
     least = p_a.topk(k, dim=-1).values[:, -1:]
-    above, tied = p_a > least, p_a == least
-    top = above | (tied & (tied.cumsum(-1) <= k - above.sum(-1, keepdim=True)))  # ties to the lower id
+    top = first_of_ties(p_a, least, k)
     held_a, held_s = torch.where(top, p_a, 0.0).sum(-1), torch.where(top, p_s, 0.0).sum(-1)
     return torch.log((held_a + 1e-8) / (held_s + 1e-8))
+
+
+def first_of_ties(values: torch.Tensor, least: torch.Tensor, count: torch.Tensor | int) -> torch.Tensor:
+    """Return which `count` entries of a row [rows, entries] are its largest, ties at `least` to the lower id."""
+    above, tied = values > least, values == least
+    return above | (tied & (tied.cumsum(-1) <= count - above.sum(-1, keepdim=True)))
 
 
 def _expect(p: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from salvage.engine.base import COV, PATH, Request
+from salvage.engine.base import COV, PATH, Request, Sampling
 from salvage.engine.signals import LARGE, coverage_gap
+from salvage.engine.truncation import probabilities
 from salvage.errors import SalvageError
 
 _BLOCK = 256  # entries that a draw from a large vocabulary sums first
@@ -81,7 +82,7 @@ def choose(
     at: torch.Tensor,
     uniform: torch.Tensor,
     *,
-    temperature: float,
+    sampling: Sampling,
     top_k_cov: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the token that every row takes at its position, and which rows an intervention acted on there.
@@ -103,14 +104,14 @@ def choose(
     if len(best):
         token = token.index_copy(0, best, _take(z_s, best).argmax(-1))
     if len(drawn):
-        weights = torch.softmax(_take(z_s, drawn) / temperature, -1)
+        weights = probabilities(_take(z_s, drawn) / sampling.temperature, sampling)
         token = token.index_copy(0, drawn, draw(weights, uniform[drawn, 0]))
     fire = plan.position == at
     if z_a is not None and len(heard):
-        token, fire = _steer(token, fire, heard, z_s, working(z_a), plan, at, uniform, temperature, top_k_cov)
+        token, fire = _steer(token, fire, heard, z_s, working(z_a), plan, at, uniform, sampling, top_k_cov)
     local = (fire & plan.local).nonzero()[:, 0]
     if len(local):
-        weights = torch.softmax(z_s[local] / plan.local_temperature[local, None].to(z_s.dtype), -1)
+        weights = probabilities(z_s[local] / plan.local_temperature[local, None].to(z_s.dtype), sampling)
         token = token.index_copy(0, local, draw(weights, uniform[local, 1]))
     return token, fire
 
@@ -124,7 +125,7 @@ def _steer(
     plan: Plan,
     at: torch.Tensor,
     uniform: torch.Tensor,
-    temperature: float,
+    sampling: Sampling,
     top_k_cov: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Watch j and mix, for the rows `heard`; return the tokens and who fired. Only rows that need j pay for it."""
@@ -132,8 +133,8 @@ def _steer(
     look = (mine.watches | (mine.sparse & fires & (mine.mix < 0))).nonzero()[:, 0]
     if len(look):
         rows = heard[look]
-        log_s = torch.log_softmax(_take(z_s, rows) / temperature, -1)
-        log_a = torch.log_softmax(_take(z_a, look) / temperature, -1)
+        log_s = torch.log_softmax(_take(z_s, rows) / sampling.temperature, -1)
+        log_a = torch.log_softmax(_take(z_a, look) / sampling.temperature, -1)
         taken = token[rows, None]
         delta = (log_s.gather(1, taken) - log_a.gather(1, taken))[:, 0].clamp(min=0)
         gap = coverage_gap(log_s.exp(), log_a.exp(), top_k_cov).clamp(min=0)
@@ -145,9 +146,12 @@ def _steer(
     mixing = (mine.dense | (mine.sparse & fires)).nonzero()[:, 0]
     if len(mixing):
         rows = heard[mixing]
-        weights = mix(kind[mixing], mine.alpha[mixing], _take(z_s, rows), _take(z_a, mixing), temperature)
+        weights = mix(kind[mixing], mine.alpha[mixing], _take(z_s, rows), _take(z_a, mixing), sampling.temperature)
         best = ~mine.dense[mixing] | mine.dense_greedy[mixing]  # a sparse mix takes its argmax
-        new = weights.argmax(-1) if best.all() else draw(weights, uniform[rows, 0])
+        if best.all():
+            new = weights.argmax(-1)
+        else:
+            new = draw(probabilities(weights.log(), sampling) if sampling.truncates else weights, uniform[rows, 0])
         if best.any() and not best.all():
             new = torch.where(best, weights.argmax(-1), new)
         token = token.index_copy(0, rows, new)

@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
 from transformers.cache_utils import Cache, DynamicLayer
-from transformers.utils import logging
 
-from salvage.engine.base import Completion, Request
+from salvage.engine import models
+from salvage.engine.base import Completion, Request, Sampling
 from salvage.engine.signals import token_signals
 from salvage.engine.speaker import Speaker
 from salvage.engine.steering import Plan, choose, uniforms
@@ -104,14 +103,14 @@ class TransformersEngine(Speaker):
     ) -> None:
         super().__init__(specialist, ancestor)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.specialist = _model(specialist, self.device)
-        self.ancestor: Any = None if ancestor is None else _model(ancestor, self.device)
+        self.specialist = models.model(specialist, self.device)
+        self.ancestor: Any = None if ancestor is None else models.model(ancestor, self.device)
         self.top_k_cov, self.batch, self.chunk = top_k_cov, batch, chunk
 
     # ---------------------------------------------------------------- decoding
 
     @torch.inference_mode()
-    def decode(self, requests: list[Request], *, temperature: float, max_tokens: int) -> list[Completion]:
+    def decode(self, requests: list[Request], *, sampling: Sampling, max_tokens: int) -> list[Completion]:
         """Answer every request, in order (see `salvage.engine.base.Engine.decode`).
 
         Raises
@@ -128,12 +127,12 @@ class TransformersEngine(Speaker):
         for group in groups.values():
             for start in range(0, len(group), self.batch):
                 rows = group[start : start + self.batch]
-                done = self._decode_batch([requests[i] for i in rows], temperature, max_tokens)
+                done = self._decode_batch([requests[i] for i in rows], sampling, max_tokens)
                 for i, completion in zip(rows, done, strict=True):
                     answers[i] = completion
         return [answer for answer in answers if answer is not None]
 
-    def _decode_batch(self, requests: list[Request], temperature: float, max_tokens: int) -> list[Completion]:
+    def _decode_batch(self, requests: list[Request], sampling: Sampling, max_tokens: int) -> list[Completion]:
         n, device = len(requests), self.device
         prompt = torch.tensor([r.prompt + r.prefix for r in requests], device=device)
         plan = Plan.of(Plan.columns(requests), device)
@@ -164,7 +163,7 @@ class TransformersEngine(Speaker):
                 n_ancestor[heard] += 1
             where = torch.searchsorted(live, heard)
             token, fire = choose(
-                logits, z_a, where, plan, at, uniform[live, :, at], temperature=temperature, top_k_cov=self.top_k_cov
+                logits, z_a, where, plan, at, uniform[live, :, at], sampling=sampling, top_k_cov=self.top_k_cov
             )
             fired_at[live] = torch.where(fire & (plan.sparse | plan.local), at, fired_at[live])
             plan.position = torch.where(fire, -1, plan.position)
@@ -188,7 +187,7 @@ class TransformersEngine(Speaker):
                 specialist.keep(kept)
                 plan, live, token = plan.keep(kept), live[kept], token[kept]
             fed = token[:, None]
-        return _completions(requests, tokens, n_tokens, n_ancestor, fired_at, two)
+        return _completions(requests, tokens, n_tokens, n_ancestor, fired_at, two, self.ends)
 
     # ---------------------------------------------------------------- scoring
 
@@ -219,13 +218,13 @@ class TransformersEngine(Speaker):
         row = torch.cat([torch.full((len(c),), i) for i, c in enumerate(completions)])
         column = torch.cat([torch.arange(len(c)) + len(p) - 1 for p, c in zip(prompts, completions, strict=True)])
         row, column = row.to(self.device), column.to(self.device)
-        hidden = [m.model(input_ids=ids).last_hidden_state[row, column] for m in (self.specialist, self.ancestor)]
+        hidden = [models.hidden_states(m, ids)[row, column] for m in (self.specialist, self.ancestor)]
         taken = ids[row, column + 1]
         parts = []
         for start in range(0, len(row), self.chunk):
             span = slice(start, start + self.chunk)
-            z_s = self.specialist.lm_head(hidden[0][span])[:, : self.vocabulary]
-            z_a = self.ancestor.lm_head(hidden[1][span])[:, : self.vocabulary]
+            z_s = models.logits(self.specialist, hidden[0][span])[:, : self.vocabulary]
+            z_a = models.logits(self.ancestor, hidden[1][span])[:, : self.vocabulary]
             parts.append(token_signals(z_s, z_a, taken[span], temperature=temperature, top_k_cov=top_k_cov))
         whole = {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
         ends = np.cumsum([len(c) for c in completions])[:-1]
@@ -246,7 +245,7 @@ class TransformersEngine(Speaker):
             at = torch.arange(len(some)), torch.tensor([len(p) - 1 for p in some])
             told = []
             for model in (self.specialist, self.ancestor):
-                logits = model.lm_head(model.model(input_ids=ids).last_hidden_state[at])[:, : self.vocabulary]
+                logits = models.logits(model, models.hidden_states(model, ids)[at])[:, : self.vocabulary]
                 top = torch.softmax(logits.double() / temperature, -1).topk(min(k, self.vocabulary))
                 rows = zip(top.indices.tolist(), top.values.tolist(), strict=True)
                 told.append([list(zip(*row, strict=True)) for row in rows])
@@ -261,6 +260,7 @@ def _completions(
     n_ancestor: torch.Tensor,
     fired_at: torch.Tensor,
     two: bool,
+    ends: list[int],
 ) -> list[Completion]:
     columns = zip(tokens.tolist(), n_tokens.tolist(), n_ancestor.tolist(), fired_at.tolist(), strict=True)
     return [
@@ -270,15 +270,7 @@ def _completions(
             n_ancestor_tokens=heard,
             n_prefill=(len(r.prompt) + len(r.prefix)) * (2 if two else 1),
             position=fired,
+            truncated=not count or row[count - 1] not in ends,
         )
         for r, (row, count, heard, fired) in zip(requests, columns, strict=True)
     ]
-
-
-def _model(name: str | Path, device: torch.device) -> Any:
-    logging.disable_progress_bar()  # of the weights: a line a model, whatever the terminal
-    try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
-    except (OSError, ValueError) as error:
-        raise SalvageError(f"model {str(name)!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-    return model.to(device).eval()

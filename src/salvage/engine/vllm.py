@@ -11,6 +11,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -19,8 +20,8 @@ from weakref import finalize
 import numpy as np
 import torch
 
-from salvage.engine.base import Completion, Request
-from salvage.engine.checkpoint import cache_bytes, weight_bytes
+from salvage.engine.base import Completion, Request, Sampling
+from salvage.engine.checkpoint import cache_bytes, saved, weight_bytes
 from salvage.engine.choice import chosen
 from salvage.engine.speaker import Speaker
 from salvage.engine.steering import Plan
@@ -78,17 +79,17 @@ class VllmEngine(Speaker):
         self.names = [str(name) for name in (specialist, ancestor) if name is not None]
         self.top_k_cov, self.batch, self.chunk, self.memory = top_k_cov, batch, chunk, memory
         # vLLM's own `auto` would silently halve float32
-        saved = str(getattr(self.configs[0], "dtype", None) or torch.float32).removeprefix("torch.")
-        self.dtype = saved if dtype == "auto" else dtype
+        self.dtype = str(saved(self.configs[0])).removeprefix("torch.") if dtype == "auto" else dtype
         self.tensor_parallel_size = tensor_parallel_size
         self.context = min([n for n in (self.context, max_model_len) if n], default=None)
+        self.load_format = "safetensors"  # never a pickle
         self._decoder: Any = None
         self._scorer: Any = None
         self._ending: list[finalize] = []
 
     # ---------------------------------------------------------------- decoding
 
-    def decode(self, requests: list[Request], *, temperature: float, max_tokens: int) -> list[Completion]:
+    def decode(self, requests: list[Request], *, sampling: Sampling, max_tokens: int) -> list[Completion]:
         """Answer every request, in order (see `salvage.engine.base.Engine.decode`).
 
         Requests that need no ancestor go first and do not run it.
@@ -100,11 +101,11 @@ class VllmEngine(Speaker):
             at_once = max(1, _DRAWS // (2 * max_tokens))
             for start in range(0, len(rows), at_once):
                 some = rows[start : start + at_once]
-                done = self._decode([requests[i] for i in some], hears, temperature, max_tokens)
+                done = self._decode([requests[i] for i in some], hears, sampling, max_tokens)
                 answers.update(zip(some, done, strict=True))
         return [answers[i] for i in range(len(requests))]
 
-    def _decode(self, requests: list[Request], hears: bool, temperature: float, max_tokens: int) -> list[Completion]:
+    def _decode(self, requests: list[Request], hears: bool, sampling: Sampling, max_tokens: int) -> list[Completion]:
         from vllm import SamplingParams
 
         if self._decoder is None:
@@ -114,7 +115,7 @@ class VllmEngine(Speaker):
             "seeds": [r.seed for r in requests],
             "offset": [len(r.prefix) for r in requests],
             "max_tokens": max_tokens,
-            "temperature": temperature,
+            "sampling": asdict(sampling),
             "top_k_cov": self.top_k_cov,
             "vocabulary": self.vocabulary,
             "hears": hears,
@@ -142,7 +143,7 @@ class VllmEngine(Speaker):
 
         done, fired = _guarded(run)
         tokens = [list(output.outputs[0].token_ids) for output in done]
-        return [_completion(*each) for each in zip(requests, tokens, fired, strict=True)]
+        return [_completion(*each, self.ends) for each in zip(requests, tokens, fired, strict=True)]
 
     # ---------------------------------------------------------------- scoring
 
@@ -201,6 +202,7 @@ class VllmEngine(Speaker):
                     skip_tokenizer_init=True,
                     hf_overrides=overrides,
                     tensor_parallel_size=self.tensor_parallel_size,
+                    load_format=self.load_format,
                     max_model_len=self.context,
                     max_num_seqs=self.batch,
                     enforce_eager=not gpu(),
@@ -309,7 +311,7 @@ def _gib(size: float) -> str:
     return f"{size / 2**30:.2f} GiB"
 
 
-def _completion(request: Request, tokens: list[int], fired: int) -> Completion:
+def _completion(request: Request, tokens: list[int], fired: int, ends: list[int]) -> Completion:
     act, offset = request.intervention, len(request.prefix)
     # the ancestor is needed for every token, or up to where an intervention that acts once has acted
     last = fired if act.watches else act.position if act.kind == "sparse" and act.position is not None else -1
@@ -320,4 +322,5 @@ def _completion(request: Request, tokens: list[int], fired: int) -> Completion:
         n_ancestor_tokens=heard if act.needs_ancestor else 0,
         n_prefill=(len(request.prompt) + offset) * (2 if act.needs_ancestor else 1),
         position=fired,
+        truncated=not tokens or tokens[-1] not in ends,
     )

@@ -22,7 +22,7 @@ from datasets import Dataset, disable_progress_bars
 from transformers import AutoModelForCausalLM
 from trl import import_utils
 
-from salvage.engine.base import Request, seed_of
+from salvage.engine.base import Request, Sampling, seed_of
 from salvage.engine.transformers import TransformersEngine
 from salvage.errors import SalvageError
 from salvage.lab import ancestors, task
@@ -154,7 +154,7 @@ def _rollouts(ancestor: Path, seed: int, expressions: list[str]) -> dict[str, li
     draws = [(e, k) for e in expressions for k in range(DRAWS)]
     requests = [Request(engine.encode(f"{e}:"), seed_of("lab", ancestor.name, seed, e, k)) for e, k in draws]
     texts = defaultdict(list)
-    answers = engine.decode(requests, temperature=TEMPERATURE, max_tokens=MAX_TOKENS)
+    answers = engine.decode(requests, sampling=Sampling(TEMPERATURE), max_tokens=MAX_TOKENS)
     for i, completion in enumerate(answers):
         texts[expressions[i // DRAWS]].append(engine.text(completion.tokens))
     return texts

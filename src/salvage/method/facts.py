@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pandas as pd
 
 from salvage.errors import SalvageError
+from salvage.problems.numbers import boxed
+from salvage.problems.thinking import answer_part
 from salvage.problems.verifiers import final_answer, last_number
 from salvage.tables import vocabulary
 
 KEY = ["cell", "problem_id"]
 
 
-def make_facts(rollouts: pd.DataFrame, features: pd.DataFrame, verifier: str) -> pd.DataFrame:
+def make_facts(rollouts: pd.DataFrame, features: pd.DataFrame, verifier: str | Mapping[str, str]) -> pd.DataFrame:
     """Return the facts of every failure, means over its failed rollouts.
 
     Parameters
@@ -20,8 +24,8 @@ def make_facts(rollouts: pd.DataFrame, features: pd.DataFrame, verifier: str) ->
         schema.ROLLOUTS of the same cells, right ones too.
     features : DataFrame
         schema.FEATURE_ROWS: one row a failed rollout.
-    verifier : str
-        The problems' own; it says what of a text is the final answer.
+    verifier : str or mapping
+        The problems' own, or each problem's by its problem_id; it says what of a text is the final answer.
 
     Raises
     ------
@@ -38,7 +42,8 @@ def make_facts(rollouts: pd.DataFrame, features: pd.DataFrame, verifier: str) ->
             "is not among the failed rollouts; featurize them again"
         )
     scored["junction"] = scored["junction"] / scored["n_tokens"]
-    scored["answer"] = [stated_answer(verifier, text) for text in scored["text"]]
+    names = [verifier] * len(scored) if isinstance(verifier, str) else scored["problem_id"].map(verifier)
+    scored["answer"] = [stated_answer(name, text) for name, text in zip(names, scored["text"], strict=True)]
     grouped = scored.groupby(KEY, sort=False)
     facts = grouped[["n_tokens", "entropy", "kl", "junction"]].mean()
     commonest = scored.groupby([*KEY, "answer"], sort=False).size().groupby(level=KEY, sort=False).max()
@@ -50,8 +55,11 @@ def stated_answer(verifier: str, text: str) -> str:
     """Return what a text gives as its answer, as a verifier would look for it; nothing is judged here."""
     if verifier == "lab":
         return text.rpartition("#")[2]
+    part = answer_part(text)
+    text = text if part is None else part  # an unfinished thought has none; texts then differ as a whole
     number = last_number(text) if verifier == "numeric" else None
-    return final_answer(text) if number is None else str(number)
+    box = boxed(text) if verifier == "math" else None
+    return str(number) if number is not None else final_answer(text) if box is None else box
 
 
 def with_facts(failures: pd.DataFrame, facts: pd.DataFrame | None) -> pd.DataFrame:

@@ -48,10 +48,11 @@ def trajectory_features(signals: Mapping[str, ArrayLike], *, window: int = 8) ->
     return {name: values[0].item() for name, values in found.items()}
 
 
-def rollout_features(signal_rows: pd.DataFrame, window: int = 8) -> pd.DataFrame:
+def rollout_features(signal_rows: pd.DataFrame, window: int = 8, spans: np.ndarray | None = None) -> pd.DataFrame:
     """Return the features of many rollouts, with means of their signals: schema.SIGNAL_ROWS to FEATURE_ROWS.
 
-    Equal to `trajectory_features` one rollout at a time; all rollouts at once here.
+    Equal to `trajectory_features` one rollout at a time; all rollouts at once here. Where `spans` [rollouts, 2] say
+    where a part of each begins and ends, all is of that part, but for n_tokens and the junction's index in the whole.
     """
     lengths = signal_rows["j"].map(len).to_numpy(np.int64)
     for name in vocabulary.SIGNALS:  # laid end to end, one column out of step would shift every rollout after it
@@ -59,6 +60,13 @@ def rollout_features(signal_rows: pd.DataFrame, window: int = 8) -> pd.DataFrame
         if differs.any() or not lengths.all():
             row = int(np.argmax(differs | (lengths == 0)))
             raise SalvageError(f"signals, row {row}, column {name!r}: {_UNEVEN}")
+    whole = lengths
+    if spans is not None:
+        cut = {
+            name: [v[start:end] for v, (start, end) in zip(signal_rows[name], spans, strict=True)]
+            for name in vocabulary.SIGNALS
+        }
+        signal_rows, lengths = signal_rows.assign(**cut), spans[:, 1] - spans[:, 0]
     flat = {name: _concatenate(signal_rows[name]) for name in vocabulary.SIGNALS}
     for name, values in flat.items():
         if not np.isfinite(values).all():
@@ -69,7 +77,10 @@ def rollout_features(signal_rows: pd.DataFrame, window: int = 8) -> pd.DataFrame
     means = {name: np.add.reduceat(flat[name], starts) / lengths for name in MEANS}
     keys = {name: signal_rows[name].to_numpy() for name in ("cell", "problem_id", "rollout")}
     top = {"j_max": np.maximum.reduceat(flat["j"], starts)}
-    return pd.DataFrame({**keys, **found, "n_tokens": lengths, **means, **top})[COLUMNS]
+    scored = pd.DataFrame({**keys, **found, "n_tokens": whole, **means, **top})[COLUMNS]
+    if spans is None:
+        return scored
+    return scored.assign(junction=scored["junction"] + spans[:, 0], part_start=spans[:, 0], part_end=spans[:, 1])
 
 
 def _concatenate(lists: pd.Series) -> np.ndarray:

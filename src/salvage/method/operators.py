@@ -57,12 +57,13 @@ def failures(
     prompts : dict
         Token ids of each problem's prompt.
     rollouts, signals, features : DataFrame
-        The cell's tables; signals and features hold the failed rollouts.
+        The cell's tables; signals and features hold the failed rollouts, and features which part of each counts.
     quantile : float
-        Of j over a problem's failed rollouts: the threshold of anchor `online`, less `TIE`.
+        Of j over that part of a problem's failed rollouts: the threshold of anchor `online`, less `TIE`.
     """
     key = ["cell", "problem_id", "rollout"]
-    joined = signals.merge(features[[*key, "junction"]], on=key).merge(rollouts[[*key, "tokens"]], on=key)
+    part = [name for name in ("part_start", "part_end") if name in features]
+    joined = signals.merge(features[[*key, "junction", *part]], on=key).merge(rollouts[[*key, "tokens"]], on=key)
     found = []
     for problem_id, rows in joined.groupby("problem_id", sort=False):
         failed = [
@@ -75,7 +76,9 @@ def failures(
                 rows["tokens"], rows["junction"], rows["delta_path"], rows["g_cov"], strict=True
             )
         ]
-        high = float(np.quantile(np.concatenate(list(rows["j"])), quantile))
+        spans = zip(*(rows[name] for name in part), strict=True) if part else [(0, None)] * len(rows)
+        seen = [j[start:end] for j, (start, end) in zip(rows["j"], spans, strict=True)]
+        high = float(np.quantile(np.concatenate(seen), quantile))
         threshold = max(high - TIE, high / 2)  # or it would act at any j where all are tiny
         found.append(Failure(str(problem_id), prompts[str(problem_id)], failed, threshold))
     order = {problem_id: i for i, problem_id in enumerate(prompts)}

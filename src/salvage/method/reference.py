@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from salvage.engine.base import COV, PATH, Completion, Intervention, Request
+from salvage.engine.base import COV, PATH, Completion, Intervention, Request, Sampling
 from salvage.method.signals import token_signals
 
 Array = NDArray[np.float64]
@@ -22,7 +22,7 @@ def decode(
     ancestor: Model,
     request: Request,
     *,
-    temperature: float,
+    sampling: Sampling,
     max_tokens: int,
     ends: list[int],
     top_k_cov: int,
@@ -41,21 +41,21 @@ def decode(
     method.md, "Operators".
     """
     act, tokens, fired = request.intervention, list(request.prefix), -1
-    heard = 0
+    heard, temperature = 0, sampling.temperature
     uniform = np.random.Generator(np.random.Philox(request.seed)).random((2, max_tokens))
     while len(tokens) < max_tokens and not (len(tokens) > len(request.prefix) and tokens[-1] in ends):
         at = len(tokens)
         z_s, z_a = (np.asarray(model(request.prompt + tokens), np.float64) for model in (specialist, ancestor))
-        token = int(z_s.argmax()) if request.greedy else drawn(softmax(z_s / temperature), uniform[0, at])
+        token = int(z_s.argmax()) if request.greedy else drawn(softmax(z_s / temperature), uniform[0, at], sampling)
         if act.needs_ancestor and (act.kind == "dense" or fired < 0) and not _passed(act, at):
             heard += 1
         if act.kind == "dense":
             weights = mixed(act, act.mix, z_s, z_a, temperature)
-            token = int(weights.argmax()) if act.greedy else drawn(weights, uniform[0, at])
+            token = int(weights.argmax()) if act.greedy else drawn(weights, uniform[0, at], sampling)
         elif act.kind != "none" and fired < 0 and (fires := _fires(act, at, z_s, z_a, token, temperature, top_k_cov)):
             fired = at
             if act.kind == "local_temp":
-                token = drawn(softmax(z_s / act.local_temperature), uniform[1, at])
+                token = drawn(softmax(z_s / act.local_temperature), uniform[1, at], sampling)
             else:
                 token = int(mixed(act, fires[1], z_s, z_a, temperature).argmax())
         tokens.append(token)
@@ -66,6 +66,7 @@ def decode(
         n_ancestor_tokens=heard,
         n_prefill=prefill * (2 if act.needs_ancestor else 1),
         position=fired,
+        truncated=len(tokens) == len(request.prefix) or tokens[-1] not in ends,
     )
 
 
@@ -102,7 +103,19 @@ def softmax(z: Array) -> Array:
     return np.asarray(weights / weights.sum())
 
 
-def drawn(weights: Array, uniform: float) -> int:
-    """Invert the cumulative distribution of weights [vocabulary]."""
-    cumulative = weights.cumsum()
+def kept(weights: Array, sampling: Sampling) -> Array:
+    """Return probabilities [vocabulary] with 0 for what a draw may not take: min_p, then top_k, then top_p."""
+    weights = np.where(weights < sampling.min_p * weights.max(), 0.0, weights)
+    if 0 < sampling.top_k < len(weights):
+        weights = np.where(weights < np.sort(weights)[-sampling.top_k], 0.0, weights)
+    if sampling.top_p < 1:
+        order = np.argsort(-weights, kind="stable")  # of those that tie the lower id first
+        likelier = np.append(0.0, weights[order].cumsum()[:-1] / weights.sum())
+        weights[order[likelier >= sampling.top_p]] = 0.0
+    return weights
+
+
+def drawn(weights: Array, uniform: float, sampling: Sampling) -> int:
+    """Invert the cumulative distribution of what is kept of weights [vocabulary]."""
+    cumulative = kept(weights, sampling).cumsum()
     return min(int((cumulative <= uniform * cumulative[-1]).sum()), len(weights) - 1)

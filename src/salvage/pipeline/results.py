@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +12,17 @@ import pandas as pd
 from salvage.errors import SalvageError
 from salvage.pipeline.declared import stage
 from salvage.policies.fitted import Fitted
-from salvage.project.settings import Settings
+from salvage.project import extras
+from salvage.project.settings import DATA, Cell, Settings, problem_file
 from salvage.studies import study as studying
 from salvage.studies.study import Tables
-from salvage.tables import schema
-from salvage.tables.files import write_json, write_text
+from salvage.tables import csv_tables, schema
+from salvage.tables.files import write_json, write_text, writing
 from salvage.tables.vocabulary import OPERATORS
 
 if TYPE_CHECKING:
     from salvage.method.profiles import Tallies
+    from salvage.reports.so_far import SoFar
 
 PROFILES = Path("data/profiles")
 ATTEMPTS = Path("data/attempts")
@@ -27,6 +30,9 @@ FACTS = Path("data/facts")
 EVALUATION = Path("metrics/evaluate.json")
 REGISTERED = Path("metrics/register.json")
 REPORT = Path("report")
+PARTIAL = Path("partial.html")
+OWN_TRIALS = 12  # of Optuna, in each search of these: seconds; `salvage regimes --profiles` searches longer
+OWN = Tables(PROFILES, ATTEMPTS, FACTS, Path("data/features"))  # what the studies of one's own cells read
 
 
 def evaluate(
@@ -179,18 +185,21 @@ def report(settings: Settings) -> None:
     from salvage.reports import page, study_report
     from salvage.reports.pictures import arm_curves, budget_curves, panel, rescue_bars
 
-    profiles, rows, tables = schema.read(PROFILES, schema.PROFILES), saved_rows(), Tables.of(settings)
+    profiles, rows = schema.read(PROFILES, schema.PROFILES), saved_rows()
+    own = bool(settings.cells) and not settings.lab
+    tables = OWN if own else Tables.of(settings)
     routed = Rule.fit(profiles).route(profiles)
-    REPORT.mkdir(exist_ok=True)
+    with writing(REPORT):
+        REPORT.mkdir(exist_ok=True)
     for old in REPORT.glob("*.svg"):  # the page shows those that are there
         old.unlink()
     panel(profiles, routed, REPORT / "failures.png")
     rescue_bars(rows, REPORT / "rescue.png")
     budget_curves(rows, REPORT / "budgets.png")
-    told: dict[str, Any] = {}
-    for path in filter(Path.exists, (studying.REGIMES, studying.METHODS)):
-        told[path.stem] = _saved(path, f"salvage {path.stem}")
-        study_report.pictures(told[path.stem], schema.read(tables.profiles, schema.PROFILES), REPORT)
+    told = own_studies(settings, len(profiles)) if own else _studied()
+    told["truncated"] = schema.truncated(Path("data/rollouts"))
+    for name in {"regimes", "methods"} & set(told):
+        study_report.pictures(told[name], schema.read(tables.profiles, schema.PROFILES), REPORT)
     if page.RESCUE.exists():
         told["rescue"] = _saved(page.RESCUE, "salvage rescue")
         if told["rescue"]:  # none where no cell has held-out problems
@@ -202,6 +211,61 @@ def report(settings: Settings) -> None:
     hashed = list(dict.fromkeys([*(Path("data") / name for name in names), *studied]))
     shown = page.Contents(settings.profile, settings.seed, profiles, routed, rows, REPORT, hashed, **told)
     page.write(REPORT / "index.html", shown)
+
+
+def _studied() -> dict[str, Any]:
+    """Return what the stages of the studies wrote."""
+    return {
+        path.stem: _saved(path, f"salvage {path.stem}")
+        for path in (studying.REGIMES, studying.METHODS)
+        if path.exists()
+    }
+
+
+def own_studies(settings: Settings, failures: int) -> dict[str, Any]:
+    """Study the regimes and methods of one's own cells; where they are too few, a sentence in `notes` says so."""
+    if not extras.has("studies"):
+        return {"notes": [extras.lacking("the study of regimes and methods", ["studies"])]}
+    from salvage.studies.clusters import NUMBERS
+
+    told: dict[str, Any] = {"notes": []}
+    fewest = 10 * NUMBERS[-1]  # the clusters', which come last: known before the first search
+    for name, study in (("regimes", studying.regimes), ("methods", studying.methods)):
+        try:
+            if name == "regimes" and failures < fewest:
+                raise SalvageError(f"{failures} failures are too few; at least {fewest} are needed")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of scikit-learn's, on its own threads
+                told[name] = study(settings, OWN, min(OWN_TRIALS, settings["study"]["trials"]), quiet=True).told
+        except SalvageError as error:
+            told["notes"].append(f"{name.capitalize()} were not studied: {error}.")
+    return told
+
+
+def partial(settings: Settings) -> tuple[Path, str]:
+    """Write a page of what a run that is not at its end has found; return it, and how far that is."""
+    from salvage.reports import so_far
+
+    cells = [_so_far(cell, settings) for cell in settings.cells]
+    if all(cell.rollouts is None for cell in cells):
+        raise SalvageError(
+            "there is nothing to report yet: no shard of rollouts is finished; the first comes after "
+            "16 problems of one's own cells, while salvage run is in `sample`"
+        )
+    so_far.write(PARTIAL, cells)
+    return PARTIAL, "; ".join(cell.progress() for cell in cells)
+
+
+def _so_far(cell: Cell, settings: Settings) -> SoFar:
+    from salvage.reports.so_far import SoFar
+    from salvage.tables.shards import so_far
+
+    folders = (("rollouts", schema.ROLLOUTS), ("signals", schema.SIGNAL_ROWS), ("attempts", schema.ATTEMPTS))
+    rollouts, signals, attempts = (so_far(DATA / name / cell.file, table) for name, table in folders)
+    source = problem_file(cell.problems)
+    problems = schema.read(source, schema.PROBLEMS) if source.exists() else None
+    how = settings["intervene"]["anchor"], settings["intervene"]["continuation"]
+    return SoFar(cell.name, problems, rollouts, signals, attempts, *how, settings["featurize"]["window"])
 
 
 def saved_rows() -> list[dict[str, Any]]:
@@ -232,4 +296,4 @@ def _spending(row: dict[str, Any]) -> str:
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write the rows as CSV."""
-    write_text(path, pd.DataFrame(rows).to_csv(index=False))
+    csv_tables.write(pd.DataFrame(rows), path)

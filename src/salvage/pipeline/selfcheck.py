@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from salvage.engine.base import COV, PATH, Completion, Intervention, Request, seed_of
+from salvage.engine.base import COV, PATH, Completion, Intervention, Request, Sampling, seed_of
 from salvage.engine.choice import ENGINES, chosen
 from salvage.engine.looking import Finding
 from salvage.engine.speaker import Speaker
@@ -61,9 +61,11 @@ def _checked(name: str, pair: tuple[Path, Path]) -> Finding:
         with _opened(name, pair) as engine:
             some = _requests(engine)
             expected = _expected(pair, some, engine.ends)
-            engine.decode(some[:4], temperature=TEMPERATURE, max_tokens=MAX_TOKENS)  # starts what is slow to start
+            engine.decode(
+                some[:4], sampling=Sampling(TEMPERATURE), max_tokens=MAX_TOKENS
+            )  # starts what is slow to start
             start = time.monotonic()
-            done = engine.decode(some, temperature=TEMPERATURE, max_tokens=MAX_TOKENS)
+            done = engine.decode(some, sampling=Sampling(TEMPERATURE), max_tokens=MAX_TOKENS)
             seconds = time.monotonic() - start
             off = _signals_off(engine, pair, some, [c.tokens for c in done])
     except SalvageError as error:
@@ -122,7 +124,7 @@ def _expected(pair: tuple[Path, Path], some: list[Request], ends: list[int]) -> 
             specialist,
             ancestor,
             request,
-            temperature=TEMPERATURE,
+            sampling=Sampling(TEMPERATURE),
             max_tokens=MAX_TOKENS,
             top_k_cov=TOP_K_COV,
             ends=ends,

@@ -11,21 +11,32 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from salvage.engine.base import Request, seed_of
-from salvage.engine.choice import chosen
-from salvage.engine.opening import admit, engine_mark, open_engine
+from salvage.engine.base import Engine, Request, Sampling, seed_of
+from salvage.engine.opening import (
+    admit,
+    engine_mark,
+    engine_of,
+    from_generation_config,
+    open_engine,
+    settled,
+    weights,
+)
 from salvage.errors import SalvageError
 from salvage.lab.problems import lab_problems
 from salvage.method import facts, features, operators, profiles
-from salvage.problems import sets, verifiers
-from salvage.project.pool import each
+from salvage.pipeline.verdicts import Unverified, beside, refuse_none_right, tell
+from salvage.problems import sets, thinking, verifiers
+from salvage.problems.judging import Judge
+from salvage.project.pool import each, share
 from salvage.project.settings import DATA, LAB_PROBLEMS, MODELS, Cell, LabModel, Settings, problem_file
 from salvage.tables import schema, shards, vocabulary
 
 LAB = ["lab/task.py", "lab/ancestors.py", "lab/specialists.py"]  # what a lab model is made by
 SHARD = 200  # problems a shard: enough for full batches, few enough to lose little
+FIRST = 16  # problems in the first of one's own: a run of hours has something to show in minutes
 
 
 # ------------------------------------------------------------------ lab, problems
@@ -84,8 +95,33 @@ def problem_sets(settings: Settings, *, quiet: bool = False) -> int:
 
 
 def sample(settings: Settings, *, quiet: bool = False) -> int:
-    """Sample and verify K rollouts a problem in every cell; return in how many cells there was work."""
-    return _each_cell("sample", _sample, settings, ["rollouts"], quiet)
+    """Sample and verify K rollouts a problem in every cell; return in how many cells there was work.
+
+    Raises
+    ------
+    SalvageError
+        Where no rollout is right in a cell of one's own (`verdicts.refuse_none_right`).
+    """
+    if not quiet:
+        for name, line in from_generation_config(settings).items():
+            print(f"sample: {name}: {line}", flush=True)
+    worked = _each_cell("sample", _sample, settings, ["rollouts"], quiet)
+    for cell in settings.cells if not quiet else []:
+        print(f"sample: {cell.name}: {_met_max_tokens(cell)}", flush=True)
+    if not quiet:
+        tell("sample", "rollouts", settings, "left out")
+    refuse_none_right(settings)
+    return worked
+
+
+def _met_max_tokens(cell: Cell) -> str:
+    """Say how many of a cell's rollouts are truncated."""
+    known = schema.truncated(DATA / "rollouts" / cell.file)
+    return (
+        "not known which rollouts met max_tokens"
+        if known is None
+        else f"{known[0]:,} of {known[1]:,} rollouts truncated"
+    )
 
 
 def _sample(cell: Cell, settings: Settings) -> bool:
@@ -97,40 +133,47 @@ def _sample(cell: Cell, settings: Settings) -> bool:
         cell.name,
         settings.seed,
         values,
-        engine_mark(cell, settings),
-        files=[Path(cell.specialist), problem_file(cell.problems)],
-        code=["engine", "problems/verifiers.py", "lab/task.py"],
+        engine_mark(cell, settings, table),
+        files=[*weights(cell, ancestor=False), problem_file(cell.problems), *sets.verifier_files(table)],
+        code=["engine", *verifiers.CODE],
     )
     path = DATA / "rollouts" / cell.file
     if schema.fingerprint(path) == mark:
         return False
-    with closing(open_engine(cell, settings, ancestor=False)) as engine:
+    unverified = Unverified(path, mark)
+    with _judge(table, settings) as judge, closing(open_engine(cell, settings, ancestor=False)) as engine:
         admit(table, engine, values["max_tokens"], cell.problems)
 
         def make(rows: pd.DataFrame) -> pd.DataFrame:
             keys = [(p, k) for p in rows["problem_id"] for k in range(values["rollouts"])]
             seeds = [seed_of(settings.seed, cell.name, p, "sample", k) for p, k in keys]
-            prompts = dict(zip(rows["problem_id"], map(engine.encode, rows["prompt"]), strict=True))
+            prompts = _prompts(engine, rows)
             done = engine.decode(
                 [Request(prompts[p], s) for (p, _), s in zip(keys, seeds, strict=True)],
-                temperature=values["temperature"],
+                sampling=Sampling.of(values),
                 max_tokens=values["max_tokens"],
             )
             texts = [engine.text(c.tokens) for c in done]
-            return pd.DataFrame(
+            ends = {p: engine.text(prompt[-thinking.TAIL :]) for p, prompt in prompts.items()}
+            asked = [thinking.within(ends[p], text) for (p, _), text in zip(keys, texts, strict=True)]
+            verdicts = judge.verify([p for p, _ in keys], asked)
+            unverified.note([{"problem_id": p, "rollout": k} for p, k in keys], texts, verdicts)
+            made = pd.DataFrame(
                 {
                     "cell": cell.name,
                     "problem_id": [p for p, _ in keys],
                     "rollout": [k for _, k in keys],
                     "tokens": [c.tokens for c in done],
                     "text": texts,
-                    "correct": verifiers.verify(table, [p for p, _ in keys], texts),
+                    "correct": [verdict.correct for verdict in verdicts],
                     "n_tokens": [c.n_tokens for c in done],
                     "seed": seeds,
+                    "truncated": [c.truncated for c in done],
                 }
             )
+            return made[made["correct"].notna()]  # without a verdict it is neither right nor a failure
 
-        return shards.build(path, schema.ROLLOUTS, mark, _pieces(table), make)
+        return shards.build(path, schema.ROLLOUTS, mark, _pieces(table, SHARD, cell), make)
 
 
 def _take_imported(cell: Cell) -> bool:
@@ -146,6 +189,7 @@ def _take_imported(cell: Cell) -> bool:
             "import the rollouts with the cell's own problems"
         )
     mark = shards.fingerprint(cell.name, files=[source])
+    Unverified(path, mark)  # those of rollouts that were sampled before go
     return shards.build(path, schema.ROLLOUTS, mark, [rows], lambda some: some.assign(cell=cell.name))
 
 
@@ -154,27 +198,49 @@ def _take_imported(cell: Cell) -> bool:
 
 def featurize(settings: Settings, *, quiet: bool = False) -> int:
     """Score every failed rollout with both models and write its signals and features."""
-    return _each_cell("featurize", _featurize, settings, ["signals", "features"], quiet)
+    worked = _each_cell("featurize", _featurize, settings, ["signals", "features"], quiet)
+    for cell in settings.cells if not quiet else []:
+        failed = int((~schema.read(DATA / "rollouts" / cell.file, schema.ROLLOUTS)["correct"]).sum())
+        if out := failed - len(schema.read(DATA / "features" / cell.file, schema.FEATURE_ROWS)):
+            print(
+                f"featurize: {cell.name}: {out:,} of {failed:,} failed rollouts left out ({_why(settings)})", flush=True
+            )
+    return worked
+
+
+def _why(settings: Settings) -> str:
+    """Say for what reasons a failed rollout may be left out of features."""
+    values = settings["featurize"]
+    reasons = ["truncated"] if values["truncated"] == "leave out" else []
+    reasons += [f"without the part {values['part']!r}"] if values["part"] != "both" else []
+    return " or ".join(reasons)
 
 
 def _featurize(cell: Cell, settings: Settings) -> bool:
     values, temperature = settings["featurize"], settings["sample"]["temperature"]
     source = DATA / "rollouts" / cell.file
-    files = [source, problem_file(cell.problems), Path(cell.specialist), Path(cell.ancestor)]
-    about = [values, temperature, engine_mark(cell, settings)]
+    table = schema.read(problem_file(cell.problems), schema.PROBLEMS)
+    files = [source, problem_file(cell.problems), *weights(cell, ancestor=True)]
+    about = [values, temperature, engine_mark(cell, settings, table)]
     mark = shards.fingerprint(about, files=files, code=["engine", "method/features.py"])
     path, features_path = DATA / "signals" / cell.file, DATA / "features" / cell.file
     if schema.fingerprint(path) == schema.fingerprint(features_path) == mark:
         return False
-    table = schema.read(problem_file(cell.problems), schema.PROBLEMS).set_index("problem_id")
     failed = schema.read(source, schema.ROLLOUTS).query("not correct")
     if failed.empty:
         raise SalvageError(f"{source}: cell {cell.name!r} has no failed rollout; give it harder problems or drop it")
     with closing(open_engine(cell, settings, ancestor=True)) as engine:
+        prompts = _prompts(engine, table)
+        failed, spans = _counting(engine, failed, prompts, values)
+        if failed.empty:
+            raise SalvageError(
+                f"{source}: cell {cell.name!r}: every failed rollout is left out ({_why(settings)}); raise "
+                "sample.max_tokens, or set featurize.truncated to keep and featurize.part to both"
+            )
 
         def make(rows: pd.DataFrame) -> pd.DataFrame:
             signals = engine.signals(
-                [engine.encode(table.loc[p, "prompt"]) for p in rows["problem_id"]],
+                [prompts[p] for p in rows["problem_id"]],
                 [list(map(int, t)) for t in rows["tokens"]],
                 temperature=temperature,
                 top_k_cov=values["top_k_cov"],
@@ -182,10 +248,25 @@ def _featurize(cell: Cell, settings: Settings) -> bool:
             columns = {name: [s[name].astype("float32") for s in signals] for name in vocabulary.SIGNALS}
             return pd.DataFrame({**{k: rows[k].to_numpy() for k in ("cell", "problem_id", "rollout")}, **columns})
 
-        worked = shards.build(path, schema.SIGNAL_ROWS, mark, _pieces(failed, 10 * SHARD), make)
-        scored = features.rollout_features(schema.read(path, schema.SIGNAL_ROWS), values["window"])
+        worked = shards.build(path, schema.SIGNAL_ROWS, mark, _pieces(failed, 10 * SHARD, cell), make)
+        scored = features.rollout_features(schema.read(path, schema.SIGNAL_ROWS), values["window"], spans)
         schema.write(scored, schema.FEATURE_ROWS, features_path, mark)
         return worked
+
+
+def _counting(
+    engine: Engine, failed: pd.DataFrame, prompts: dict[str, list[int]], values: dict[str, Any]
+) -> tuple[pd.DataFrame, np.ndarray | None]:
+    """Return the failed rollouts that features are taken of, and where the part that counts begins and ends in each."""
+    if values["truncated"] == "leave out" and "truncated" in failed:
+        failed = failed[~failed["truncated"]]
+    if values["part"] == "both":
+        return failed, None
+    pairs = zip(failed["problem_id"], failed["tokens"], strict=True)
+    spans = [engine.span(prompts[p], list(map(int, t)), values["part"]) for p, t in pairs]
+    found = np.array(spans, np.int64).reshape(-1, 2)
+    there = found[:, 0] < found[:, 1]
+    return failed[there], found[there]
 
 
 # ------------------------------------------------------------------ intervene
@@ -193,7 +274,10 @@ def _featurize(cell: Cell, settings: Settings) -> bool:
 
 def intervene(settings: Settings, *, quiet: bool = False) -> int:
     """Decode every failure again under every operator, verify, and write the attempts with what they cost."""
-    return _each_cell("intervene", _intervene, settings, ["attempts"], quiet)
+    worked = _each_cell("intervene", _intervene, settings, ["attempts"], quiet)
+    if not quiet:
+        tell("intervene", "attempts", settings, "counted as not rescued")
+    return worked
 
 
 def _combinations(cell: Cell, settings: Settings) -> list[tuple[str, str, str, int]]:
@@ -217,6 +301,7 @@ def _combinations(cell: Cell, settings: Settings) -> list[tuple[str, str, str, i
 def _intervene(cell: Cell, settings: Settings) -> bool:
     values, sampling = settings["intervene"], settings["sample"]
     wanted = _combinations(cell, settings)
+    table = schema.read(problem_file(cell.problems), schema.PROBLEMS)
     sources = [DATA / name / cell.file for name in ("rollouts", "signals", "features")]
     mark = shards.fingerprint(
         cell.name,
@@ -225,16 +310,16 @@ def _intervene(cell: Cell, settings: Settings) -> bool:
         sampling,
         wanted,
         settings["featurize"]["top_k_cov"],
-        engine_mark(cell, settings),
-        files=[*sources, problem_file(cell.problems), Path(cell.specialist), Path(cell.ancestor)],
-        code=["engine", "method/operators.py", "problems/verifiers.py", "lab/task.py"],
+        engine_mark(cell, settings, table),
+        files=[*sources, problem_file(cell.problems), *weights(cell, ancestor=True), *sets.verifier_files(table)],
+        code=["engine", "method/operators.py", *verifiers.CODE],
     )
     path = DATA / "attempts" / cell.file
     if schema.fingerprint(path) == mark:
         return False
-    with closing(open_engine(cell, settings, ancestor=True)) as engine:
-        table = schema.read(problem_file(cell.problems), schema.PROBLEMS)
-        prompts = dict(zip(table["problem_id"], map(engine.encode, table["prompt"]), strict=True))
+    unverified = Unverified(path, mark)
+    with _judge(table, settings) as judge, closing(open_engine(cell, settings, ancestor=True)) as engine:
+        prompts = _prompts(engine, table)
         rollouts, signals, scored = (
             schema.read(source, kind)
             for source, kind in zip(sources, (schema.ROLLOUTS, schema.SIGNAL_ROWS, schema.FEATURE_ROWS), strict=True)
@@ -264,8 +349,15 @@ def _intervene(cell: Cell, settings: Settings) -> bool:
                 )
                 for failure, operator, anchor, continuation, attempt in keys
             ]
-            done = engine.decode(requests, temperature=sampling["temperature"], max_tokens=sampling["max_tokens"])
-            ids = [key[0].problem_id for key in keys]
+            done = engine.decode(requests, sampling=Sampling.of(sampling), max_tokens=sampling["max_tokens"])
+            ids, texts = [key[0].problem_id for key in keys], [engine.text(c.tokens) for c in done]
+            ends = {f.problem_id: engine.text(f.prompt[-thinking.TAIL :]) for f in some}
+            verdicts = judge.verify(ids, [thinking.within(ends[i], text) for i, text in zip(ids, texts, strict=True)])
+            names = ("operator", "anchor", "continuation", "attempt")
+            told = [
+                {"problem_id": i, **dict(zip(names, key[1:], strict=True))} for i, key in zip(ids, keys, strict=True)
+            ]
+            unverified.note(told, texts, verdicts)
             return pd.DataFrame(
                 {
                     "cell": cell.name,
@@ -274,16 +366,15 @@ def _intervene(cell: Cell, settings: Settings) -> bool:
                     "anchor": [key[2] for key in keys],
                     "continuation": [key[3] for key in keys],
                     "attempt": [key[4] for key in keys],
-                    "correct": verifiers.verify(table, ids, [engine.text(c.tokens) for c in done]),
+                    "correct": [verdict.correct is True for verdict in verdicts],
                     **{
                         k: [getattr(c, k) for c in done]
-                        for k in ("n_tokens", "n_ancestor_tokens", "n_prefill", "position")
+                        for k in ("n_tokens", "n_ancestor_tokens", "n_prefill", "position", "truncated")
                     },
                 }
             )
 
-        pieces = [found[i : i + SHARD // 2] for i in range(0, len(found), SHARD // 2)]
-        return shards.build(path, schema.ATTEMPTS, mark, pieces, make)
+        return shards.build(path, schema.ATTEMPTS, mark, _pieces(found, SHARD // 2, cell), make)
 
 
 # ------------------------------------------------------------------ profile
@@ -303,12 +394,14 @@ def profile(settings: Settings, *, quiet: bool = False) -> int:
         )
         made = profiles.make_profiles(scored, tried, anchor=values["anchor"], continuation=values["continuation"])
         schema.write(made, schema.PROFILES, DATA / "profiles" / cell.file)
-        verifier = schema.read(problem_file(cell.problems), schema.PROBLEMS)["verifier"].iloc[0]
-        schema.write(facts.make_facts(rollouts, scored, verifier), schema.FACT_ROWS, DATA / "facts" / cell.file)
+        verifier = schema.read(problem_file(cell.problems), schema.PROBLEMS).set_index("problem_id")["verifier"]
+        schema.write(
+            facts.make_facts(rollouts, scored, verifier.to_dict()), schema.FACT_ROWS, DATA / "facts" / cell.file
+        )
         if not quiet:
             shares = pd.Series(profiles.regimes(made)).value_counts(normalize=True)
             told = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
-            print(f"profile: {cell.name}: {len(made)} failures ({told})", flush=True)
+            print(f"profile: {cell.name}: {len(made)} failures ({told}); {_met_max_tokens(cell)}", flush=True)
     for folder in ("profiles", "facts"):
         _drop_others(DATA / folder, {cell.file for cell in settings.cells})
     return len(settings.cells)
@@ -318,14 +411,18 @@ def profile(settings: Settings, *, quiet: bool = False) -> int:
 
 
 def _each_cell(stage: str, work: Callable[..., bool], settings: Settings, folders: list[str], quiet: bool) -> int:
-    for name in sorted({c.engine for c in settings.cells}):
-        engine, why = chosen(name)
+    for engine, why in sorted({engine_of(c, settings.of(c)) for c in settings.cells}):
         if not quiet:
             print(f"{stage}: engine {engine} ({why})", flush=True)
-    worked = each(stage, work, {c.name: (c, settings.of(c)) for c in settings.cells}, quiet=quiet)
+    worked = each(stage, work, {c.name: (c, settled(c, settings)) for c in settings.cells}, quiet=quiet)
     for folder in folders:
-        _drop_others(DATA / folder, {cell.file for cell in settings.cells})
+        names = {name for cell in settings.cells for name in (cell.file, beside(Path(cell.file)).name)}
+        _drop_others(DATA / folder, names)
     return worked
+
+
+def _judge(problems: pd.DataFrame, settings: Settings) -> Judge:
+    return Judge(problems, seconds=settings["rescue"]["verify_seconds"], workers=share())
 
 
 def _drop_others(folder: Path, names: set[str]) -> None:
@@ -335,6 +432,13 @@ def _drop_others(folder: Path, names: set[str]) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _pieces(table: pd.DataFrame, size: int | None = None) -> list[Any]:
-    size = size or SHARD
-    return [table.iloc[i : i + size] for i in range(0, len(table), size)]
+def _prompts(engine: Engine, problems: pd.DataFrame) -> dict[str, list[int]]:
+    return {str(problem["problem_id"]): engine.prompt(problem) for problem in problems.to_dict("records")}
+
+
+def _pieces(rows: pd.DataFrame | list[Any], size: int, cell: Cell) -> list[Any]:
+    """Cut what a shard is made from into the pieces of one each."""
+    first = size if cell.problems == LAB_PROBLEMS else max(1, size * FIRST // SHARD)
+    ends = [*range(first, len(rows), size), len(rows)] if len(rows) else []
+    parts = rows.iloc if isinstance(rows, pd.DataFrame) else rows
+    return [parts[start:end] for start, end in zip([0, *ends], ends, strict=False)]

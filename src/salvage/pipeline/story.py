@@ -26,6 +26,7 @@ WIDEST = 100  # columns; longer lines are hard to read, however wide the termina
 LONGEST_NAME = 24  # columns of an arm's name before it is folded
 FIGURE = 19  # columns of a figure with its interval, and of the gap before it
 MOST_ARMS = 6
+MANY_TRUNCATED = 0.1  # of the rollouts: above that share it is told
 REGIMES = (RETRY_SOLVABLE, STEERABLE_HARD, BEYOND_REACH)
 
 
@@ -49,6 +50,7 @@ class Figures:
     challenger: Version | None = None
     store: str = "sqlite:///mlflow.db"
     report: str = "report/index.html"
+    truncated: tuple[int, int] | None = None  # rollouts that met max_tokens, of how many; None where it is not known
 
 
 def saved() -> Figures:
@@ -68,6 +70,7 @@ def saved() -> Figures:
         registered("challenger"),
         store.replace(f"sqlite:///{Path.cwd()}/", "sqlite:///"),  # as `mlflow run` has it
         f"{results.REPORT}/index.html",
+        schema.truncated(DATA / "rollouts"),
     )
 
 
@@ -89,7 +92,7 @@ def registered(alias: str) -> Version | None:
 
 def told(figures: Figures, console: Console | None = None) -> str:
     """Return the story as a terminal shows it, or as a pipe takes it, at most 100 columns wide."""
-    console = console or Console()
+    console = console or Console(markup=False, emoji=False)
     console.width = min(console.width, WIDEST)
     with console.capture() as captured:
         console.print(story(figures, console.width))
@@ -98,12 +101,13 @@ def told(figures: Figures, console: Console | None = None) -> str:
 
 def story(figures: Figures, width: int) -> Group:
     """Return the whole of it, to be printed at a width."""
-    verdict = Text(words.bottom_line(figures.rescue), style="bold")
+    compared = words.compared(figures.rescue, figures.rows)
+    verdict = Text(words.bottom_line(compared, words.not_compared(figures.rows)), style="bold")
     parts: list[Any] = [Text(""), verdict]
     sections = [
-        ("What failed", Text(failed(figures.profiles, figures.asked))),
-        ("Policies over retry that spends as many tokens: points [95%]", against_retry(figures.rescue, width - 2)),
-        ("The champion", Text(champion(figures.champion, figures.challenger, words.to_ship(figures.rescue)))),
+        ("What failed", Text(failed(figures.profiles, figures.asked) + cut_off(figures.truncated))),
+        ("Policies over retry that spends as many tokens: points [95%]", against_retry(compared, width - 2)),
+        ("The champion", Text(champion(figures.champion, figures.challenger, words.to_ship(compared)))),
         (f"The paper's rule, by one attempt on each {STEERABLE_HARD} failure: % [95%]", rule(figures.rows)),
         ("The rest", places(figures)),
     ]
@@ -126,6 +130,16 @@ def failed(profiles: pd.DataFrame, asked: Mapping[str, int]) -> str:
     kinds = regimes(profiles)
     counts = ((name, int((kinds == name).sum())) for name in REGIMES)
     return start + ", ".join(f"{count:,} {name} ({_percent(count, n)})" for name, count in counts) + "."
+
+
+def cut_off(truncated: tuple[int, int] | None) -> str:
+    """Say how many rollouts were truncated, where they are many, and what to do; nothing where they are few."""
+    if truncated is None or truncated[0] <= MANY_TRUNCATED * truncated[1]:
+        return ""
+    return (
+        f" {truncated[0]:,} of {truncated[1]:,} rollouts ({_percent(*truncated)}) are truncated: they met "
+        "sample.max_tokens before an end. Raise it, or leave them out of the features (featurize.truncated)."
+    )
 
 
 def _many(n: int, what: str) -> str:

@@ -56,7 +56,7 @@ class CellRates:
     def of(self, cell: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return level [n], advantages [n, choices] and variances [n, choices] for failures of these cells."""
         names, index = np.unique(cell, return_inverse=True)
-        found = [self.cells_.get(str(name), self.pool_) for name in names]
+        found = [self.cells_.get(str(name), self.pool_) for name in names] or [self.pool_]  # no failure: of none
         level, advantage, variance = (np.array(part) for part in zip(*found, strict=True))
         return level[index], advantage[index], variance[index]
 
@@ -146,7 +146,7 @@ class Calibrated:
         groups = {str(cell): rows for cell, rows in failures.groupby("cell", sort=True)}
         rules = {cell: Rule.fit(rows) for cell, rows in groups.items() if len(rows) > 1}
         blank = cls(tuple(choices), rule, rules, CellRates.fit(np.array([]), np.zeros((0, len(choices)))), PRIOR_TILT)
-        rank = failures.groupby("cell", sort=False).cumcount().to_numpy()
+        rank = failures.groupby("cell").cumcount().to_numpy()
         known = np.flatnonzero(rank < (np.inf if outcomes is None else outcomes))
         if not len(known):
             return blank

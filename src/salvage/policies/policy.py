@@ -123,7 +123,7 @@ class Random:
 
 def codes(choices: Sequence[str] | np.ndarray) -> np.ndarray:
     """Return the operators' positions in vocabulary.OPERATORS."""
-    return np.array([vocabulary.OPERATORS.index(name) for name in choices])
+    return np.array([vocabulary.OPERATORS.index(name) for name in choices], np.int64)
 
 
 def pick(expected: np.ndarray, choices: Sequence[str]) -> np.ndarray:

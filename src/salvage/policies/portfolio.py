@@ -232,7 +232,7 @@ def _step(chance: np.ndarray, near: np.ndarray, operator: int, done: np.ndarray)
     before = chance[near, operator, done[:, None]]
     after = chance[near, operator, np.minimum(done + 1, chance.shape[2] - 1)[:, None]]
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.nan_to_num(np.where(before > 0, after / before, 0.0)).astype(np.float32)
+        return np.nan_to_num(after / before).astype(np.float32)  # 0 where nothing could resist what was tried
 
 
 def _scaled(place: np.ndarray) -> np.ndarray:

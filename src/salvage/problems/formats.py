@@ -109,7 +109,7 @@ def _one_json(path: Path) -> Any:
 
 def _parquet_rows(path: Path) -> list[Line]:
     try:
-        table = parquet.read_table(path)
+        table = parquet.read_table(path, partitioning=None)
     except (OSError, arrow.ArrowInvalid) as error:
         raise SalvageError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}") from error
     if not table.num_rows:

@@ -15,10 +15,12 @@ from typing import Any
 import pandas as pd
 
 from salvage.errors import SalvageError
+from salvage.problems.chat import FIELDS as CHAT
+from salvage.problems.chat import without_nulls
 from salvage.problems.formats import Row
 from salvage.tables.jsonl import Line
 
-COLUMNS = ("problem_id", "prompt", "messages", "answer", "metadata", "tests", "setup")  # what a map may name
+COLUMNS = ("problem_id", "prompt", *CHAT, "answer", "metadata", "tests", "setup")  # what a map may name
 FIXED = ("task", "verifier")  # what it says for all
 
 
@@ -66,7 +68,7 @@ def from_hub(spec: str, options: dict[str, str]) -> list[Line]:
 def from_parquet(path: Path, options: dict[str, str]) -> list[Line]:
     """Return the rows of a Parquet file, whose columns the options name, as lines of a problem file."""
     try:
-        rows = pd.read_parquet(path).to_dict("records")
+        rows = pd.read_parquet(path, partitioning=None).to_dict("records")
     except (OSError, ValueError) as error:
         raise SalvageError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}") from error
     return _lines(rows, str(path), Preset(), options, path.stem)
@@ -79,6 +81,9 @@ def _lines(
     fixed = {"verifier": preset.verifier, "task": preset.task or name}
     fixed |= {k: v for k, v in options.items() if k in FIXED}
     named = {*preset.columns, *options} & set(COLUMNS)
+    for other, one in (("prompt", "messages"), ("messages", "prompt")):  # of two ways to ask, the one that is named
+        if one in named and other not in named:
+            del columns[other]
     made: list[Line] = []
     for i, row in enumerate(rows):
         for key in sorted(named):
@@ -107,7 +112,10 @@ def _plain(value: Any) -> Any:
     """Return numpy's values as Python's."""
     if hasattr(value, "tolist"):
         value = value.tolist()
-    return json.loads(json.dumps(value, default=str)) if isinstance(value, list | dict) else value
+    if not isinstance(value, list | dict):
+        return value
+    told = json.dumps(value, default=lambda one: one.tolist() if hasattr(one, "tolist") else str(one))
+    return without_nulls(json.loads(told))
 
 
 def _parts(spec: str) -> tuple[str, str, str]:

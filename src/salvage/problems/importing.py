@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from salvage.problems import chat
 from salvage.problems.formats import Record
-from salvage.problems.sets import problem
-from salvage.problems.verifiers import verify
+from salvage.problems.judging import Judge
+from salvage.problems.sets import as_table, problem
+from salvage.project.pool import share
 from salvage.tables import schema
 from salvage.tables.jsonl import Line
 
@@ -71,7 +73,11 @@ def import_rollouts(
             "signals are missing; bring `finish_reason` or tokens if you can",
             stacklevel=2,
         )
-    return schema.check(pd.DataFrame(rows), schema.ROLLOUTS, records[0].line.path)
+    if any(record.ended is not None for record in records):
+        for row, record in zip(rows, records, strict=True):
+            row["truncated"] = record.ended is False
+    judged = [row for row in rows if row["correct"] is not None]  # else it is neither right nor a failure
+    return schema.check(pd.DataFrame(judged), schema.ROLLOUTS, records[0].line.path)
 
 
 def file_problems(records: list[Record], verifier_name: str = "exact") -> pd.DataFrame:
@@ -102,7 +108,7 @@ def file_problems(records: list[Record], verifier_name: str = "exact") -> pd.Dat
             record.line.refuse(
                 f"problem {row['problem_id']!r} has another prompt or target than before; drop one of the lines"
             )
-    return schema.check(pd.DataFrame(rows.values()), schema.PROBLEMS, records[0].line.path)
+    return as_table(list(rows.values()), records[0].line.path)
 
 
 def _as_problem(record: Record, verifier_name: str) -> Line:
@@ -129,7 +135,7 @@ def _id(prompt: Any) -> str:
 def _placed(records: list[Record], problems: pd.DataFrame) -> list[Record]:
     """Return the records with the problem of each."""
     known = dict.fromkeys(problems["problem_id"])
-    by_prompt: dict[str, str] = dict(zip(problems["prompt"], problems["problem_id"], strict=True))
+    by_prompt = {chat.question(row): str(row["problem_id"]) for row in problems.to_dict("records")}
     return [replace(record, problem_id=_problem_of(record, known, by_prompt)) for record in records]
 
 
@@ -207,10 +213,21 @@ def _tokens(record: Record, tokenizer: Tokenizer | None) -> list[int]:
     return own
 
 
-def _verdicts(records: list[Record], problems: pd.DataFrame) -> list[bool]:
+def _verdicts(records: list[Record], problems: pd.DataFrame) -> list[bool | None]:
     unknown = [i for i, record in enumerate(records) if record.correct is None]
-    found = verify(problems, [records[i].problem_id for i in unknown], [records[i].text for i in unknown])
-    verdicts = [bool(record.correct) for record in records]
-    for i, correct in zip(unknown, found, strict=True):
-        verdicts[i] = bool(correct)
+    verdicts = [record.correct for record in records]
+    with Judge(problems, workers=share()) as judge:
+        found = judge.verify([records[i].problem_id for i in unknown], [records[i].text for i in unknown])
+    for i, verdict in zip(unknown, found, strict=True):
+        verdicts[i] = verdict.correct
+    troubles = [(i, verdict.trouble) for i, verdict in zip(unknown, found, strict=True) if verdict.correct is None]
+    if troubles:
+        i, trouble = troubles[0]
+        if len(troubles) == len(records):
+            records[i].line.refuse(f"no rollout has a verdict: {trouble}; correct that")
+        warnings.warn(
+            f"{records[i].line.path}: {len(troubles)} of {len(records)} rollouts have no verdict and are left out; "
+            f"the first, line {records[i].line.number}: {trouble}",
+            stacklevel=2,
+        )
     return verdicts

@@ -1,7 +1,7 @@
 """Verdicts that a broken verifier cannot stop: it may raise, hang, crash, print or leave threads; the rest goes on.
 
-Verifiers that are not Salvage's own run in a worker process, ``python -m salvage.problems.judging``, which is killed
-when a text takes too long and started anew for the next one.
+Verifiers that are not Salvage's own run in worker processes, ``python -m salvage.problems.judging``. One that takes too
+long for a text is killed, and another is started for the next text. Many texts are shared out among several workers.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -30,6 +31,7 @@ from salvage.problems import verifiers
 
 OURS = frozenset({"exact", "numeric", "lab"})  # quick, and safe with any text: judged in the caller's process
 LOADING = 60.0  # seconds for a worker's start and a verifier's import
+EACH = 64  # texts for which a further worker is worth its start
 _LONGEST = 500  # characters of a trouble: an exception may quote the whole text
 
 _resolve = cache(verifiers.verifier)
@@ -44,7 +46,7 @@ class Verdict:
 
 
 class Judge:
-    """Gives verdicts on texts; a context manager, since it may keep a worker process.
+    """Gives verdicts on texts; a context manager, since it may keep worker processes.
 
     Parameters
     ----------
@@ -52,6 +54,8 @@ class Judge:
         A problems table (`schema.PROBLEMS`).
     seconds : float
         How long a verifier outside this process may take for one text.
+    workers : int
+        How many processes may judge at once; each is started when there are texts enough.
 
     Raises
     ------
@@ -59,21 +63,20 @@ class Judge:
         Where a verifier that a problem names cannot be had: before any text is judged, so before any model has run.
     """
 
-    def __init__(self, problems: pd.DataFrame, *, seconds: float = 10.0) -> None:
+    def __init__(self, problems: pd.DataFrame, *, seconds: float = 10.0, workers: int = 1) -> None:
         from salvage.tables import schema  # slow to import, and the worker needs none of it
 
         table = schema.check(problems, schema.PROBLEMS, "the problems")
         self._problems = table.set_index("problem_id", drop=False).to_dict("index")
-        self._seconds = seconds
-        self._folder = Path.cwd()  # a worker that starts later imports from where this one did
-        self._worker: _Worker | None = None
+        folder = Path.cwd()  # a worker that starts later imports from where this one did
+        self._desks = [_Desk(folder, seconds) for _ in range(max(workers, 1))]
         self._lock = threading.Lock()
         names = [name for name in table["verifier"].unique() if name not in OURS]
         for name in names:
             if ":" not in name:
                 verifiers.verifier(name)
         for name in names:
-            if failed := self._load(name):
+            if failed := self._desks[0].load(name):
                 self.close()
                 raise SalvageError(failed.trouble)
 
@@ -84,10 +87,9 @@ class Judge:
         self.close()
 
     def close(self) -> None:
-        """End the worker process, if there is one, with all that its verifiers have started."""
-        if self._worker is not None:
-            self._worker.end()
-            self._worker = None
+        """End the worker processes, if there are any, with all that their verifiers have started."""
+        for desk in self._desks:
+            desk.close()
 
     def verify(self, problem_ids: Sequence[str], texts: Sequence[str]) -> list[Verdict]:
         """Judge each text by its problem's verifier, in order; several threads take turns.
@@ -104,30 +106,79 @@ class Judge:
                 raise SalvageError(
                     f"text {i}: problem {problem_id!r} is not in the problems table; add it or drop the text"
                 )
+        pairs = [(self._problems[i], text) for i, text in zip(problem_ids, texts, strict=True)]
         with self._lock:
-            return [self._verdict(self._problems[i], text) for i, text in zip(problem_ids, texts, strict=True)]
+            outside = [i for i, (problem, _) in enumerate(pairs) if problem["verifier"] not in OURS]
+            verdicts = dict(zip(outside, self._outside([pairs[i] for i in outside]), strict=True))
+            return [verdicts[i] if i in verdicts else _here(*pair) for i, pair in enumerate(pairs)]
 
-    def _verdict(self, problem: Mapping[str, Any], text: str) -> Verdict:
-        name = str(problem["verifier"])
-        if name in OURS:
+    def _outside(self, pairs: list[tuple[Mapping[str, Any], str]]) -> list[Verdict]:
+        desks = self._desks[: max(len(pairs) // EACH, 1)]
+        if len(desks) == 1:
+            return [desks[0].verdict(*pair) for pair in pairs]
+        found: list[Verdict] = [Verdict(None)] * len(pairs)
+        waiting, stopped = (
+            iter(range(len(pairs))),
+            threading.Event(),
+        )  # `next` of a range is one step of the interpreter
+
+        def work(desk: _Desk) -> None:
+            for i in waiting:
+                if stopped.is_set():
+                    return
+                found[i] = desk.verdict(*pairs[i])
+
+        with ThreadPoolExecutor(len(desks)) as threads:
             try:
-                return Verdict(_resolve(name)(problem, text))
-            except Exception as error:
-                return Verdict(None, _trouble(name, problem, error))
+                for done in [threads.submit(work, desk) for desk in desks]:
+                    done.result()
+            except BaseException:
+                stopped.set()
+                self.close()  # their threads wait for no answer any more
+                raise
+        return found
+
+
+def _here(problem: Mapping[str, Any], text: str) -> Verdict:
+    name = str(problem["verifier"])
+    try:
+        return Verdict(_resolve(name)(problem, text))
+    except Exception as error:
+        return Verdict(None, _trouble(name, problem, error))
+
+
+class _Desk:
+    """A place where one text at a time is judged, by a worker process that is started anew after it was killed."""
+
+    def __init__(self, folder: Path, seconds: float) -> None:
+        self._folder, self._seconds = folder, seconds
+        self._worker: _Worker | None = None
+
+    def verdict(self, problem: Mapping[str, Any], text: str) -> Verdict:
+        """Return what the problem's verifier says of a text, or its trouble."""
+        name = str(problem["verifier"])
         littered = self._worker is not None and self._worker.littered
-        verdict = self._load(name) or self._ask({"name": name, "problem": problem, "text": text}, self._seconds)
+        verdict = self.load(name) or self._ask({"name": name, "problem": problem, "text": text}, self._seconds)
         if littered and self._worker is None:  # a thread that another text left may be to blame: once more, alone
-            return self._verdict(problem, text)
+            return self.verdict(problem, text)
         return verdict
 
-    def _load(self, name: str) -> Verdict | None:
-        if self._worker is not None and name in self._worker.loaded:
+    def load(self, name: str) -> Verdict | None:
+        """Have a verifier imported; return its trouble, or None."""
+        worker = self._worker
+        if worker is not None and name in worker.loaded:
             return None
         verdict = self._ask({"name": name}, LOADING)
         if verdict.trouble or self._worker is None:
             return verdict
         self._worker.loaded.add(name)
         return None
+
+    def close(self) -> None:
+        """End the worker, if there is one."""
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.end()
 
     def _ask(self, request: dict[str, Any], seconds: float) -> Verdict:
         doing = "" if "text" in request else " while it was imported"
@@ -136,7 +187,7 @@ class Judge:
             return worker.ask(request, seconds)
         except TimeoutError:
             told = f"took longer than {seconds:g} s"
-        except ConnectionError:
+        except OSError:  # its end is closed
             code = worker.end()
             told = f"ended its process ({f'signal {-code}' if code < 0 else f'exit code {code}'})"
         except BaseException:  # the answer to come would be taken for the next text's
@@ -152,6 +203,7 @@ class _Worker:
     def __init__(self, folder: Path) -> None:
         self.loaded: set[str] = set()
         self.littered = False
+        self._ending = threading.Lock()
         self._socket, theirs = socket.socketpair()
         command = [sys.executable, "-P", "-m", "salvage.problems.judging", *sys.path]
         with theirs:
@@ -178,12 +230,13 @@ class _Worker:
 
     def end(self) -> int:
         """Kill the worker and its group; return its own exit code where it had ended before."""
-        if self._process.returncode is None:  # not waited for yet: the number is still its own
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._socket.close()
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        return self._process.wait()
+        with self._ending:
+            if self._process.returncode is None:  # not waited for yet: the number is still its own
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._socket.close()
+            if self._process.stdin is not None:
+                self._process.stdin.close()
+            return self._process.wait()
 
 
 def _line(message: dict[str, Any]) -> bytes:

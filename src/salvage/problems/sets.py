@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as arrow
+import pyarrow.parquet as parquet
 
 from salvage.errors import SalvageError
-from salvage.problems import hub
+from salvage.problems import chat, hub
 from salvage.problems.code import check_tests
 from salvage.problems.verifiers import check_answer, reasoning_gym_entry, reasoning_gym_scorer, verifier
 from salvage.tables import schema
+from salvage.tables.contents import is_parquet
 from salvage.tables.jsonl import Line, read_lines
 
 OPTIONAL = ["task", "verifier", "metadata"]
@@ -66,7 +69,8 @@ def _limit(spec: str, text: str) -> int | None:
 def _loaded(spec: str, options: dict[str, str]) -> pd.DataFrame:
     if spec.startswith("hf:"):
         return from_lines(hub.from_hub(spec.removeprefix("hf:"), options), spec)
-    if spec.endswith(".parquet") and options:
+    is_table = spec.endswith(".parquet") or is_parquet(spec)
+    if is_table and options:
         return from_lines(hub.from_parquet(Path(spec), options), spec)
     if options:
         raise SalvageError(f"{spec}: only columns of hf: sets and Parquet files are named so; rename the file's fields")
@@ -75,9 +79,43 @@ def _loaded(spec: str, options: dict[str, str]) -> pd.DataFrame:
         if len(parts) != 4 or not all(part.isdecimal() for part in parts[2:]):
             raise SalvageError(f"{spec!r} is not reasoning_gym:NAME:SIZE:SEED with two whole numbers; correct it")
         return from_reasoning_gym(parts[1], int(parts[2]), int(parts[3]))
-    if spec.endswith(".parquet"):
-        return schema.read(spec, schema.PROBLEMS)
+    if is_table:
+        return _from_table(spec)
     return from_jsonl(spec)
+
+
+def _from_table(path: str) -> pd.DataFrame:
+    """Read a problems table; its `messages`, if any, as JSON text or as lists, with `prompt` or without."""
+    try:
+        table = parquet.read_table(path) if "messages" in parquet.read_schema(path).names else None
+    except (OSError, arrow.ArrowInvalid):
+        table = None  # reading it as a table says what is wrong
+    if table is None:
+        return schema.read(path, schema.PROBLEMS)
+    rows = chat.without_nulls(table.to_pylist())
+    for i, row in enumerate(rows):
+        try:
+            row |= _chat(row)
+        except SalvageError as error:
+            raise SalvageError(f"{path}: row {i}: {error}") from error
+    return schema.check(pd.DataFrame(rows), schema.PROBLEMS, path)
+
+
+def _chat(fields: dict[str, Any]) -> dict[str, str]:
+    """Return `messages` as the problems table has it, and for a chat the `prompt` that goes with it."""
+    messages = chat.chat(fields)
+    if not messages:
+        return {"messages": ""}
+    told = chat.readable(messages)
+    if fields.get("prompt") not in (None, "", told):
+        raise SalvageError("columns 'prompt' and 'messages' are both given; keep the one that the models are to get")
+    return {"messages": messages, "prompt": told}
+
+
+def verifier_files(table: pd.DataFrame) -> list[Path]:
+    """Return the files in this folder that hold a problem set's own verifiers: what is right depends on them too."""
+    names = {str(name).partition(":")[0].partition(".")[0] for name in table["verifier"].unique() if ":" in str(name)}
+    return [path for name in sorted(names) for path in (Path(f"{name}.py"), Path(name)) if path.exists()]
 
 
 def from_jsonl(path: str | Path) -> pd.DataFrame:
@@ -86,9 +124,9 @@ def from_jsonl(path: str | Path) -> pd.DataFrame:
     Parameters
     ----------
     path : str or Path
-        One object a line: `problem_id` (text or whole number), `prompt` (text), `answer` (text or number), and where
-        wanted `task` (default: the file's name), `verifier` (default: ``exact``) and `metadata` (an object). Other
-        fields are passed over.
+        One object a line: `problem_id` (text or whole number), `prompt` (text) or `messages` (a chat, see
+        `salvage.problems.chat`), `answer` (text or number), and where wanted `task` (default: the file's name),
+        `verifier` (default: ``exact``) and `metadata` (an object). Other fields are passed over.
 
     Returns
     -------
@@ -115,7 +153,15 @@ def from_lines(lines: Iterable[Line], where: str | Path) -> pd.DataFrame:
                 f"column 'problem_id': {row['problem_id']!r} stands in {kind} {first} already; rename or drop one"
             )
         rows.append(row)
-    return schema.check(pd.DataFrame(rows), schema.PROBLEMS, where)
+    return as_table(rows, where)
+
+
+def as_table(rows: list[dict[str, str]], where: str | Path) -> pd.DataFrame:
+    """Return rows as a problems table; one of plain prompts alone has no column `messages`."""
+    table = pd.DataFrame(rows)
+    if not any(row["messages"] for row in rows):
+        table = table.drop(columns="messages")
+    return schema.check(table, schema.PROBLEMS, where)
 
 
 def problem(line: Line) -> dict[str, str]:
@@ -124,13 +170,18 @@ def problem(line: Line) -> dict[str, str]:
     if isinstance(line.fields.get("problem_id"), float):
         line.refuse(f"column 'problem_id' is {line.fields['problem_id']}; give a text or a whole number")
     name = line.text("verifier", default="exact")
+    try:
+        asked = _chat(line.fields)
+    except SalvageError as error:
+        line.refuse(str(error), error)
     row = {
         "problem_id": line.text("problem_id", numbers=True),
         "task": line.text("task", default=line.path.stem),
-        "prompt": line.text("prompt"),
+        "prompt": asked.get("prompt") or line.text("prompt"),
         "answer": line.text("answer", numbers=True, empty=True),
         "verifier": name,
         "metadata": _metadata(line),
+        "messages": asked["messages"],
     }
     try:
         verifier(name)
@@ -146,7 +197,8 @@ def problem(line: Line) -> dict[str, str]:
 
 def _refuse_misspelt(line: Line) -> None:
     # `verifer` would else be passed over, and every answer judged by the default
-    for column in OPTIONAL:
+    optional = OPTIONAL if "prompt" in line.fields else [*OPTIONAL, *chat.FIELDS]
+    for column in optional:
         if column not in line.fields and (close := difflib.get_close_matches(column, line.fields, 1, cutoff=0.85)):
             line.refuse(f"column {close[0]!r} is not known; did you mean {column!r}?")
 

@@ -1,18 +1,20 @@
 """Verifiers: is a completion of a problem right?
 
-A verifier takes a problem (a row of the problems table, as a mapping) and a completion's text. Problems name theirs in
-the column `verifier`:
+A verifier takes a problem (a row of the problems table, as a mapping) and a completion's text, of which it sees what
+follows its thoughts: after ``</think>`` only what comes then counts, and while a thought is open there is no answer
+(`salvage.problems.thinking`, for all verifiers alike). Problems name theirs in the column `verifier`:
 
 `exact`
     The answer is the whole text or the text's final answer, both stripped of white space at their ends; case counts.
     The final answer is what the last ``<answer>...</answer>`` holds; without one, the rest of the line after the last
     ``####`` (as in GSM8K); without that, the last line that is not blank.
 `numeric`
-    The last number in the text equals the last number in the answer, exactly: ``1,234.50``, ``+1234.5`` and
-    ``2469/2`` are one number. A percent sign or a unit is not read, so 50% is 50.
+    The number that the text states equals the answer, exactly: in its last box, ``<answer>`` or ``####``, else in "the
+    answer is ...", else the last number (`salvage.problems.numbers`). ``1,234.50`` and ``\\frac{2469}{2}`` are one.
+    Units are not compared; 50% is 50 and 0.5.
 `math`
-    Math-Verify holds the text to be equal to the answer, which is read as LaTeX. Prose and mathematics apart: it
-    compares letters as products of symbols, so for words take `exact`.
+    Math-Verify holds the text to be equal to the answer, which is read as LaTeX, whole (`salvage.problems.latex`).
+    Prose and mathematics apart: it compares letters as products of symbols, so for words take `exact`.
 `code`
     The program in the text passes the tests of the problem's `metadata`, in a sandbox (`code.py`).
 `reasoning_gym`
@@ -28,12 +30,11 @@ from __future__ import annotations
 
 import importlib
 import json
-import re
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ import numpy as np
 import pandas as pd
 
 from salvage.errors import SalvageError
+from salvage.problems import latex, numbers, thinking
 from salvage.problems.code import code
 
 Problem = Mapping[str, Any]
@@ -55,6 +57,13 @@ GUESS_RATES: dict[str, float | None] = {
     "lab": 1e-4,  # an upper bound
 }
 """The chance that a guess passes; None where it depends on how many answers the task has (a yes or no: 0.5)."""
+
+CODE = [
+    *(f"problems/{name}.py" for name in ("verifiers", "thinking", "numbers", "latex", "code", "judging")),
+    "tables/vocabulary.py",  # what opens a thought
+    "lab/task.py",
+]
+"""The modules that verdicts depend on, for fingerprints."""
 
 # Their scorers call Python's eval, or sympy's parser that does, on the model's answer or on the entry's text, so that
 # a completion or a problem file could run any code here.
@@ -73,12 +82,6 @@ EVALUATING = frozenset(
         "string_insertion",
     }
 )
-
-_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_WHOLE = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
-_UNSIGNED = rf"(?:{_WHOLE}(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?"
-# a sign belongs to the number unless an operand stands before it: the last number of 10-3 is 3
-_NUMBER = re.compile(rf"(?P<top>(?:(?<![\w.)\]])[-+]\$?)?{_UNSIGNED})(?:/(?P<bottom>{_UNSIGNED}))?", re.ASCII)
 
 
 def verify(problems: pd.DataFrame, problem_ids: Sequence[str], texts: Sequence[str]) -> np.ndarray:
@@ -123,11 +126,21 @@ def verifier(name: str) -> Verifier:
         Where no verifier has the name, or a user's function cannot be imported or called.
     """
     if name in _BUILT_IN:
-        return _BUILT_IN[name]
+        return _of_answers(_BUILT_IN[name])
     if ":" in name:
-        return _users(name)
+        return _of_answers(_users(name))
     known = ", ".join(_BUILT_IN)
     raise SalvageError(f"there is no verifier {name!r}; take one of {known}, or your own as module:function")
+
+
+def _of_answers(judge: Verifier) -> Verifier:
+    """Return a verifier that is asked about the part of a text that is its answer, where there is one."""
+
+    def verify_answer(problem: Problem, text: str) -> bool:
+        part = thinking.answer_part(thinking.within(str(problem.get("prompt", "")), text))
+        return part is not None and judge(problem, part)
+
+    return verify_answer
 
 
 def check_answer(name: str, answer: str) -> None:
@@ -138,27 +151,17 @@ def check_answer(name: str, answer: str) -> None:
 
 def final_answer(text: str) -> str:
     """Return the final answer that `exact` reads from a text; the module's docstring says how."""
-    if tagged := _TAGGED.findall(text):
-        return str(tagged[-1]).strip()
+    if tag := thinking.tagged(text):
+        return text[slice(*tag)].strip()
     if "####" in text:
         return (text.rpartition("####")[2].splitlines() or [""])[0].strip()
     return _last_line(text)
 
 
 def last_number(text: str) -> Fraction | None:
-    """Return the last number in a text, exactly; None where there is none, or one too long to be meant."""
-    found = list(_NUMBER.finditer(text.replace("−", "-")))
-    if not found:
-        return None
-    top, bottom = (_fraction(found[-1][part] or "1") for part in ("top", "bottom"))
-    return top / bottom if top is not None and bottom else None
-
-
-def _fraction(number: str) -> Fraction | None:
-    mantissa, _, exponent = number.replace(",", "").replace("$", "").lower().partition("e")
-    if len(mantissa) > 1000 or len(exponent) > 4:  # 1e999999999 would fill the memory with its digits
-        return None
-    return Fraction(mantissa) * Fraction(10) ** int(exponent or 0)
+    """Return the number that `numeric` reads from a text, as it is written; None where there is none."""
+    number = numbers.stated(text)
+    return None if number is None else number.value
 
 
 def _last_line(text: str) -> str:
@@ -177,42 +180,35 @@ def _exact_answer(problem: Problem) -> str:
 
 
 def _numeric(problem: Problem, text: str) -> bool:
-    return _numeric_answer(problem) == last_number(text)
+    number = numbers.stated(text)
+    reference = _numeric_answer(problem)
+    return number is not None and number.equals(reference)
 
 
-def _numeric_answer(problem: Problem) -> Fraction:
-    number = last_number(str(problem["answer"]))
+def _numeric_answer(problem: Problem) -> numbers.Number:
+    answer = str(problem["answer"])
+    number = numbers.reference(answer)
     if number is None:
+        told = "which is more than one number alone" if any(map(str.isdigit, answer)) else "in which there is no number"
         raise SalvageError(
-            f"{_named(problem)} has the answer {problem['answer']!r}, in which there is no number; "
-            "correct it or take the verifier exact"
+            f"{_named(problem)} has the answer {problem['answer']!r}, {told}; correct it or take the verifier exact"
         )
     return number
 
 
 def _math(problem: Problem, text: str) -> bool:
-    from math_verify import parse, verify
-
     gold = _math_answer(problem)
-    return bool(verify(gold, parse(text, parsing_timeout=_seconds()), timeout_seconds=_seconds()))
+    return latex.equal(gold, latex.read(text, _seconds()), _seconds())
 
 
 def _math_answer(problem: Problem) -> list[Any]:
-    gold = _math_parsed(str(problem["answer"]).strip(), _seconds())
+    gold = latex.reference(str(problem["answer"]).strip(), _seconds())
     if not gold:
         raise SalvageError(
-            f"{_named(problem)} has the answer {problem['answer']!r}, which math-verify cannot read; "
+            f"{_named(problem)} has the answer {problem['answer']!r}, which math-verify cannot read whole; "
             "correct it or take the verifier exact"
         )
     return gold
-
-
-@lru_cache(maxsize=4096)
-def _math_parsed(answer: str, seconds: int | None) -> list[Any]:
-    from math_verify import parse
-
-    marked = any(mark in answer for mark in ("$", "\\boxed", "\\(", "\\["))
-    return list(parse(answer if marked else f"${answer}$", parsing_timeout=seconds)) if answer else []
 
 
 def _seconds() -> int | None:
@@ -223,8 +219,8 @@ def _seconds() -> int | None:
 
 def _reasoning_gym(problem: Problem, text: str) -> bool:
     name = reasoning_gym_entry(problem)["metadata"]["source_dataset"]
-    tagged = _TAGGED.findall(text)
-    candidates = [tagged[-1].strip()] if tagged else list(dict.fromkeys([text.strip(), _last_line(text)]))
+    tag = thinking.tagged(text)
+    candidates = [text[slice(*tag)].strip()] if tag else list(dict.fromkeys([text.strip(), _last_line(text)]))
     return any(_full_score(name, candidate, problem) for candidate in candidates)
 
 

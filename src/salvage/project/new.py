@@ -23,6 +23,7 @@ def lay_down(folder: Path) -> list[Path]:
     """
     template = resources.files("salvage.project").joinpath("template")
     texts = {HIDDEN.get(file.name, file.name): file.read_text(encoding="utf-8") for file in template.iterdir()}
+    texts["data/inputs.json"] = "{}\n"  # `salvage run` notes there what the cells are made from
     texts[".dvc/config"] = f"[core]\n    analytics = false\n{'' if _is_top_of_git(folder) else NO_GIT}"
     files = {folder / name: text for name, text in sorted(texts.items())}
     there = [path for path in files if path.exists()]

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from salvage.errors import SalvageError
-from salvage.tables.vocabulary import ANCHORS, CONTINUATIONS
+from salvage.tables.vocabulary import ANCHORS, CONTINUATIONS, PARTS
 
 Count = Annotated[int, Field(ge=1)]
 Some = Annotated[int, Field(ge=0)]
@@ -26,6 +26,7 @@ WANTED = {  # by pydantic's name of a fault, where its own words are a programme
     "int_from_float": "a whole number",
     "float_type": "a number",
     "finite_number": "a finite number",
+    "bool_type": "true or false",
     "list_type": "a list",
     "too_short": "a list that is not empty",
     "dict_type": "a table of settings",
@@ -66,7 +67,7 @@ class Profile(Section):
 class CellEntry(Section):
     name: Name
     specialist: Name
-    ancestor: Name
+    ancestor: str = ""  # of an adapter, its base
     problems: Name
     method: Name = "unknown"
     seed: Some = 0
@@ -97,7 +98,10 @@ class Vllm(Section):
 
 class Sample(Section):
     rollouts: Count
-    temperature: Positive
+    temperature: Positive | Literal["auto"]
+    top_p: Annotated[float, Field(gt=0, le=1)] | Literal["auto"]
+    top_k: Some | Literal["auto"]
+    min_p: Share | Literal["auto"]
     max_tokens: Count | Literal["auto"]
     batch: Count | Literal["auto"]
 
@@ -106,6 +110,8 @@ class Featurize(Section):
     top_k_cov: Count | Literal["auto"]
     window: Count
     chunk: Count
+    part: Literal[tuple(PARTS)]  # type: ignore[valid-type]
+    truncated: Literal["keep", "leave out"]
 
 
 class Intervene(Section):
@@ -151,6 +157,7 @@ class Params(Section):
     profile: Name
     profiles: dict[str, Profile]
     cells: list[CellEntry]
+    allow_none_right: bool
     lab: Fitted | None
     methods: list[Literal["sft", "rft", "dpo", "grpo"]]
     engine: Engine
@@ -190,7 +197,12 @@ def check(values: dict[str, Any], path: Path) -> None:
 
 def _told(fault: Any) -> str:
     loc, auto = fault["loc"], ""
-    if loc and loc[-1] in ("int", "constrained-int"):  # pydantic's name of one side of `Count | Literal["auto"]`
+    if loc and loc[-1] in (
+        "int",
+        "constrained-int",
+        "float",
+        "constrained-float",
+    ):  # pydantic's name of one side of `Count | Literal["auto"]`
         loc, auto = loc[:-1], ", or auto"
     where = _where(loc)
     if fault["type"] == "missing":

@@ -16,6 +16,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from salvage.errors import SalvageError
 from salvage.project.machine import gpu
 
+_share: list[int] = []  # a worker's, of the cores
+
+
+def share() -> int:
+    """Return how many cores this process may use: in a job of `each` its share, else all of them."""
+    return _share[0] if _share else len(os.sched_getaffinity(0))
+
 
 def prepare(*modules: str) -> None:
     """Begin to import what jobs need in a process beside this one, of which workers will be copies.
@@ -75,7 +82,7 @@ def report(label: str, name: str, worked: bool, quiet: bool) -> bool:
 def bar(quiet: bool) -> Progress:
     """Return a progress bar that shows on a terminal alone."""
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True)
 
 
@@ -87,6 +94,7 @@ def _settle(count: int) -> None:
     import torch
     import transformers
 
+    _share[:] = [count]
     parent = parent_process()
     if parent is not None:
         threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -11,10 +12,12 @@ import yaml
 
 from salvage.errors import SalvageError
 from salvage.project import params
+from salvage.tables.names import file_stem
 
 PARAMS = Path("params.yaml")
 DATA = Path("data")
 MODELS = DATA / "models"
+CACHE = DATA / "cache"  # what can be made again at any time
 LAB_PROBLEMS = "lab"
 FITTED = {"max_tokens": "sample", "batch": "sample", "top_k_cov": "featurize", "warmup": "intervene"}  # a cell may say
 NO_LAB: dict[str, Any] = {"lab": {"families": [], "seeds": {}, "ancestors": 0, "steps": {}}}
@@ -39,7 +42,7 @@ class Cell:
     @property
     def file(self) -> str:
         """The cell's file name in every folder of tables."""
-        return self.name.replace("|", "--").replace("/", "_") + ".parquet"
+        return f"{file_stem(self.name)}.parquet"
 
 
 @dataclass(frozen=True)
@@ -123,12 +126,24 @@ def load(path: str | Path = PARAMS) -> Settings:
         raise SalvageError(f"{path}: profile {profile!r} is not one of {', '.join(raw['profiles'])}")
     lab = _lab_models(raw["profiles"][profile]["lab"], raw["methods"])
     cells = lab_cells(raw, profile)
-    cells += [_own_cell(path, i, entry) for i, entry in enumerate(raw["cells"])]
+    tasks = _tasks([str(entry.get("problems", "")) for entry in raw["cells"]])
+    cells += [_own_cell(path, i, entry, tasks) for i, entry in enumerate(raw["cells"])]
     names = [cell.name for cell in cells]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise SalvageError(f"{path}: cell {twice!r} stands twice; give each cell its own name")
+    _refuse_shared_files(path, "cells", {cell.name: cell.file for cell in cells})
+    _refuse_shared_files(path, "problem sets", {cell.problems: problem_file(cell.problems).name for cell in cells})
     return Settings(raw=raw, seed=int(raw["seed"]), profile=profile, lab=lab, cells=cells)
+
+
+def _refuse_shared_files(path: Path, what: str, files: dict[str, str]) -> None:
+    """Refuse names of one file where case does not count (macOS, Windows), and what only lacks its ending."""
+    owner: dict[str, str] = {}
+    for name, file in files.items():
+        other = owner.setdefault(file.lower(), name)
+        if other != name:
+            raise SalvageError(f"{path}: {what} {other!r} and {name!r} would share the file {file}; rename one")
 
 
 def _over(values: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -175,15 +190,28 @@ def _lab_cell(model: LabModel, engine: str, own: tuple[tuple[str, int], ...]) ->
     )
 
 
-def _own_cell(path: Path, i: int, entry: dict[str, Any]) -> Cell:
+def _tasks(specs: list[str]) -> dict[str, str]:
+    """Return what each problem set is called as a task: its file's stem, with folders where an earlier set has that."""
+    tasks: dict[str, str] = {}
+    for spec in specs:
+        if spec in tasks:
+            continue
+        parts = (Path(spec).parent / Path(spec).stem).parts
+        longer = ["/".join(parts[-n:]) for n in range(1, len(parts) + 1)]
+        tasks[spec] = next((task for task in longer if task not in tasks.values()), spec)
+    return tasks
+
+
+def _own_cell(path: Path, i: int, entry: dict[str, Any], tasks: dict[str, str]) -> Cell:
+    ancestor = entry.get("ancestor") or adapter_base(str(entry.get("specialist") or ""))
     for key in ("name", "specialist", "ancestor", "problems"):
-        if not entry.get(key):
+        if not (ancestor if key == "ancestor" else entry.get(key)):
             raise SalvageError(f"{path}: cells[{i}] has no {key!r}; a cell needs name, specialist, ancestor, problems")
     name = str(entry["name"])
     return Cell(
-        name=name if "|" in name else f"{name}|{Path(str(entry['problems'])).stem}",
+        name=name if "|" in name else f"{name}|{tasks[str(entry['problems'])]}",
         specialist=str(entry["specialist"]),
-        ancestor=str(entry["ancestor"]),
+        ancestor=str(ancestor),
         problems=str(entry["problems"]),
         method=str(entry.get("method", "unknown")),
         seed=int(entry.get("seed", 0)),
@@ -194,6 +222,26 @@ def _own_cell(path: Path, i: int, entry: dict[str, Any]) -> Cell:
     )
 
 
+def adapter_base(specialist: str) -> str:
+    """Return the base that an adapter was trained on, as its folder says; empty where it is none.
+
+    Raises
+    ------
+    SalvageError
+        Where the folder does not say.
+    """
+    path = Path(specialist) / "adapter_config.json"
+    if not path.exists():
+        return ""
+    try:
+        base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        base = None
+    if not isinstance(base, str) or not base:
+        raise SalvageError(f"{path} does not name the model that it was trained on (base_model_name_or_path); add it")
+    return base
+
+
 def problem_file(spec: str) -> Path:
-    """Return where the problems stage keeps a problem set."""
-    return DATA / "problems" / f"{Path(spec.replace(':', '-')).stem}.parquet"
+    """Return where the problems stage keeps a problem set, called as its JSON Lines file or as the spec itself."""
+    return DATA / "problems" / f"{file_stem(spec.removesuffix('.jsonl') or spec)}.parquet"

@@ -6,11 +6,10 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import mlflow
 import pyarrow as arrow
@@ -18,9 +17,12 @@ import pyarrow.parquet as parquet
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
 from mlflow.utils.git_utils import get_git_commit
 
 from salvage.errors import SalvageError
+from salvage.project import moved
+from salvage.project.store_faults import known, sentence
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 STORE = "sqlite:///mlflow.db"
 EXPERIMENT = "salvage"
 PARENT = "SALVAGE_PARENT_RUN"  # the pipeline's run, for the stages that DVC starts
+LONGEST_NAME = 250  # MLflow's own limit of a metric's or parameter's name
 # MLflow's own settings wait minutes for a server that is not there.
 _FIRST_CONTACT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -93,23 +96,48 @@ def connect() -> None:
     """
     for name in ("mlflow", "alembic"):  # a new store's migrations are told line by line
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.utils.git_utils").setLevel(logging.ERROR)  # git need not be there
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     uri = os.environ.get("MLFLOW_TRACKING_URI") or STORE
-    mlflow.set_tracking_uri(uri)
+    moved.follow(uri, Path.cwd())
+    given = os.environ.get("MLFLOW_EXPERIMENT_ID")
     with _patience(_FIRST_CONTACT):
         try:
-            opened = os.environ.get("MLFLOW_RUN_ID")  # by `mlflow run`, in whatever experiment it was told
-            if opened:
-                mlflow.set_experiment(experiment_id=mlflow.get_run(opened).info.experiment_id)
-            else:
-                mlflow.set_experiment(EXPERIMENT)
-        except Exception as error:  # MLflow's, SQLAlchemy's or the operating system's, by the kind of store
-            parts = urlsplit(uri)
-            named = f"{parts.scheme}://{parts.hostname}:{parts.port}" if parts.hostname else uri  # without a password
-            raise SalvageError(
-                f"the tracking server at {named} cannot be reached ({type(error).__name__}); "
-                "start it, or correct MLFLOW_TRACKING_URI"
-            ) from error
+            mlflow.set_tracking_uri(uri)
+            mlflow.set_experiment(**_experiment())  # sets the variable, which is the user's to set
+        except SalvageError:
+            raise
+        except Exception as error:  # MLflow's, a database's or the system's, by the kind of store
+            raise SalvageError(sentence(error, uri)) from error
+    os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
+    if given:
+        os.environ["MLFLOW_EXPERIMENT_ID"] = given
+
+
+def _experiment() -> dict[str, Any]:
+    """Return the experiment: that of the run which is open already, or that which the environment names, or ours."""
+    opened = os.environ.get(PARENT) or os.environ.get("MLFLOW_RUN_ID")  # `mlflow run` opens it wherever it was told
+    if opened:
+        return {"experiment_id": mlflow.get_run(opened).info.experiment_id}
+    number, name = (os.environ.get(f"MLFLOW_EXPERIMENT_{key}") for key in ("ID", "NAME"))
+    if number and name and mlflow.get_experiment(number).name != name:
+        raise SalvageError(
+            f"MLFLOW_EXPERIMENT_ID is {number}, which is not the experiment {name!r} of MLFLOW_EXPERIMENT_NAME; "
+            "unset one of the two"
+        )
+    return {"experiment_id": number} if number else {"experiment_name": name or EXPERIMENT}
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Turn what MLflow says against its store into one sentence; what is no fault of the store stays what it is."""
+    try:
+        yield
+    except MlflowException as error:
+        if told := known(error, mlflow.get_tracking_uri()):
+            raise SalvageError(told) from error
+        raise
 
 
 @contextmanager
@@ -117,17 +145,18 @@ def run(name: str) -> Iterator[str]:
     """Open a run and yield its id: a child of the pipeline's, or the one that `mlflow run` opened, or a new one."""
     connect()
     parent = os.environ.get(PARENT)
-    if parent:
-        experiment = mlflow.get_run(parent).info.experiment_id
-        opened = mlflow.start_run(run_name=name, experiment_id=experiment, parent_run_id=parent)
-    elif os.environ.get("MLFLOW_RUN_ID"):
-        opened = mlflow.start_run()
-    else:
-        opened = mlflow.start_run(run_name=name)
-    with opened:
-        commit = get_git_commit(".")
-        mlflow.set_tags({"salvage.stage": name, **({"mlflow.source.git.commit": commit} if commit else {})})
-        yield opened.info.run_id
+    with _told():
+        if parent:
+            experiment = mlflow.get_run(parent).info.experiment_id
+            opened = mlflow.start_run(run_name=name, experiment_id=experiment, parent_run_id=parent)
+        elif os.environ.get("MLFLOW_RUN_ID"):
+            opened = mlflow.start_run()
+        else:
+            opened = mlflow.start_run(run_name=name)
+        with opened:
+            commit = get_git_commit(".")
+            mlflow.set_tags({"salvage.stage": name, **({"mlflow.source.git.commit": commit} if commit else {})})
+            yield opened.info.run_id
 
 
 @contextmanager
@@ -143,11 +172,20 @@ def stage_run(name: str, params: dict[str, Any], reads: list[Path], writes: list
     reads, writes : list of Path
         Tables: files or folders. Those that do not exist are left out.
     """
-    with run(name):
-        mlflow.log_params(flat(params))
+    with run(name) as run_id:
+        values = flat(params)
+        named = dict(zip(allowed_names(values), values.values(), strict=True))
+        mlflow.log_params(_not_taken(named, mlflow.get_run(run_id).data.params))
         log_tables(reads, "read")
         yield
         log_tables(writes, "written")
+
+
+def _not_taken(params: dict[str, Any], taken: dict[str, str]) -> dict[str, Any]:
+    """Call a setting `params.NAME` where the run has that name otherwise: `mlflow run` logs an entry point's."""
+    return {
+        f"params.{name}" if taken.get(name, str(value)) != str(value) else name: value for name, value in params.items()
+    }
 
 
 def log_tables(paths: list[Path], context: str) -> None:
@@ -159,9 +197,23 @@ def log_tables(paths: list[Path], context: str) -> None:
 
 
 def log_metrics(metrics: dict[str, float]) -> None:
-    """Log numbers to the open run; a name keeps letters, digits and `_-. /`, anything else becomes `_`."""
-    allowed = set("_-. /")
-    mlflow.log_metrics({"".join(c if c.isalnum() or c in allowed else "_" for c in k): v for k, v in metrics.items()})
+    """Log numbers to the open run, each under a name that MLflow takes."""
+    mlflow.log_metrics(dict(zip(allowed_names(metrics), metrics.values(), strict=True)))
+
+
+def allowed_names(names: Iterable[str]) -> list[str]:
+    """Return names as MLflow takes them, no two the same: letters, digits and `_-. /` stay, all else becomes `_`.
+
+    MLflow takes them for paths: no part is empty, `.` or `..`, and none is long.
+    """
+    found: dict[str, None] = {}
+    for name in names:
+        parts = "".join(c if c.isalnum() or c in "_-. /" else "_" for c in name).split("/")
+        told = "/".join("_" if part in ("", ".", "..") else part for part in parts)
+        if told in found or len(told) > LONGEST_NAME:
+            told = f"{told[: LONGEST_NAME - 17]}-{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}"
+        found[told] = None
+    return list(found)
 
 
 def log_trials(studies: dict[str, list[FrozenTrial]]) -> None:

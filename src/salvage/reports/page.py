@@ -18,7 +18,7 @@ from salvage.method.profiles import regimes
 from salvage.project.tracking import dvc_hash, row_count
 from salvage.reports import pictures, study_report, tables, traces
 from salvage.reports.grid import Grid
-from salvage.reports.words import bottom_line
+from salvage.reports.words import bottom_line, compared, not_compared
 from salvage.tables.files import write_text
 
 RESCUE = Path("metrics/rescue.json")
@@ -40,6 +40,8 @@ class Contents:
     views: list[dict[str, Any]] = field(default_factory=list)
     regimes: dict[str, Any] = field(default_factory=dict)
     methods: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)  # why a part is not there
+    truncated: tuple[int, int] | None = None  # rollouts that met max_tokens, of how many; None where it is not known
 
 
 def write(path: Path, contents: Contents) -> None:
@@ -54,7 +56,7 @@ def render(contents: Contents) -> str:
     source = resources.files("salvage.reports").joinpath("page.html.j2").read_text(encoding="utf-8")
     told = {
         "contents": contents,
-        "bottom_line": bottom_line(contents.rescue),
+        "bottom_line": bottom_line(compared(contents.rescue, contents.rows), not_compared(contents.rows)),
         "facts": _facts(contents),
         "routed": _routed(contents),
         "rescue": Grid.of(tables.evaluation_table(contents.rows)),
@@ -91,6 +93,8 @@ def _facts(contents: Contents) -> list[tuple[str, str]]:
     profiles = contents.profiles
     facts = [("profile", contents.profile), ("seed", str(contents.seed)), ("cells", f"{profiles['cell'].nunique():,}")]
     facts += [("failures", f"{len(profiles):,}"), ("problems failed", f"{profiles['problem_id'].nunique():,}")]
+    if contents.truncated and contents.truncated[0]:
+        facts.append(("rollouts truncated at max_tokens", "{:,} of {:,}".format(*contents.truncated)))
     everything = next((row for row in contents.rescue if row["cells"] == "all"), None)
     if everything:
         facts.append(("held-out problems of the closed loop", f"{everything['problems']:,}"))

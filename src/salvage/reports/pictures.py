@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from salvage.reports.tables import is_told
-from salvage.tables.files import write_text
+from salvage.tables.files import beside, write_text
 
 # Okabe and Ito's colours: told apart by colour-blind readers, and in grey.
 COLOURS = {"retry-solvable": "#56B4E9", "steerable-hard": "#D55E00", "beyond reach": "#999999"}
@@ -242,6 +242,7 @@ def pyplot() -> Any:
     mpl.use("agg")
     mpl.rcParams.update({"figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False})
     mpl.rcParams.update({"svg.hashsalt": "salvage", "svg.fonttype": "none"})
+    mpl.rcParams["text.parse_math"] = False  # a name with two $ is no formula
     import matplotlib.pyplot as plt
 
     return plt
@@ -251,7 +252,8 @@ def save(plt: Any, figure: Any, path: Path) -> None:
     """Save a picture, beside it as an SVG that takes the colours of the page around it, and let go of it."""
     _plain(figure)
     # No date or version inside: the same results give the same file.
-    figure.savefig(path, dpi=130, metadata={"Software": None})
+    with beside(path) as part:
+        figure.savefig(part, format="png", dpi=130, metadata={"Software": None})
     for part in figure.findobj(lambda artist: hasattr(artist, "get_frame")):  # legends: no white box on a dark page
         part.get_frame().set_facecolor("none")
     drawn = io.StringIO()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from salvage.engine.opening import open_engine
+from salvage.engine.opening import open_engine, settled
 from salvage.errors import SalvageError
 from salvage.method import operators
 from salvage.method.looks import looks
 from salvage.method.profiles import made_by
 from salvage.policies.rule import Rule, decide
 from salvage.project.settings import DATA, Cell, Settings, problem_file
+from salvage.reports.plain import PlainTable, plain
 from salvage.tables import schema, vocabulary
+from salvage.tables.jsonl import read_lines
 
+OUTCOME = {"cell", "problem_id", "prompt", "reference", "status", "failure", "why", "attempts"}  # and its tokens
 ORANGE = (213, 94, 0)  # Okabe and Ito's vermilion, as j grows
 
 
@@ -30,15 +32,16 @@ def from_outcomes(path: Path, problem_id: str) -> dict[str, Any]:
     Raises
     ------
     SalvageError
-        Where the problem is not there, or never failed a rollout that was scored.
+        Where it is another kind of file, the problem is not there, or it never failed a rollout that was scored.
     """
-    try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-    except FileNotFoundError:
-        raise SalvageError(f"{path}: there is no such file; give what `salvage rescue --out` wrote") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SalvageError(f"{path} is not JSON, a line an outcome ({error}); give what --out wrote") from None
-    found: dict[str, dict[str, Any]] = {str(line.get("problem_id")): line for line in lines}
+    found: dict[str, dict[str, Any]] = {}
+    for line in read_lines(path, growing=True):
+        if not line.fields.keys() >= OUTCOME:
+            line.refuse(
+                f"it is no outcome of `salvage rescue --out`, which has {', '.join(sorted(OUTCOME))}, but has "
+                f"{', '.join(line.fields) or 'no field'}; give what --out wrote"
+            )
+        found[str(line.fields["problem_id"])] = line.fields
     if problem_id not in found:
         raise SalvageError(f"{path}: problem {problem_id!r} is not among its {len(found)} outcomes; correct it")
     if not found[problem_id]["failure"]:
@@ -60,10 +63,13 @@ def from_tables(settings: Settings, problem_id: str, cell_name: str = "", rollou
         Which one; the first that failed where it is -1.
     """
     cell, rows = _failed(settings, problem_id, cell_name)
-    settings = settings.of(cell)
+    settings = settled(cell, settings)
     known = rows["rollout"].tolist()
     if rollout >= 0 and rollout not in known:
-        raise SalvageError(f"rollout {rollout} of {problem_id!r} did not fail in {cell.name!r}; take one of {known}")
+        raise SalvageError(
+            f"rollout {rollout} of {problem_id!r} did not fail in {cell.name!r}, or is left out of its features; "
+            f"take one of {known}"
+        )
     number = rollout if rollout >= 0 else known[0]
     signals, rollouts, features = (
         _of(schema.read(DATA / name / cell.file, kind), problem_id, number)
@@ -73,12 +79,14 @@ def from_tables(settings: Settings, problem_id: str, cell_name: str = "", rollou
             ("features", schema.FEATURE_ROWS),
         )
     )
-    problem = schema.read(problem_file(cell.problems), schema.PROBLEMS).set_index("problem_id").loc[problem_id]
+    problem = (
+        schema.read(problem_file(cell.problems), schema.PROBLEMS).set_index("problem_id", drop=False).loc[problem_id]
+    )
     tokens = [int(t) for t in rollouts["tokens"]]
     failed = operators.FailedRollout(tokens, int(features["junction"]), np.zeros(len(tokens)))
     temperature = settings["sample"]["temperature"]
     with closing(open_engine(cell, settings, ancestor=True)) as engine:
-        (look,) = looks(engine, [(engine.encode(problem["prompt"]), failed, signals["j"])], temperature)
+        (look,) = looks(engine, [(engine.prompt(problem), failed, signals["j"])], temperature)
     return {
         "cell": cell.name,
         "problem_id": problem_id,
@@ -86,6 +94,7 @@ def from_tables(settings: Settings, problem_id: str, cell_name: str = "", rollou
         "reference": problem["answer"],
         "rollout": number,
         "rollouts_failed": known,
+        "truncated": bool(rollouts.get("truncated", False)),
         "failure": look | {"features": {name: float(features[name]) for name in vocabulary.FEATURES}},
         "why": _decision(settings, cell, problem_id),
         "rates": _rates(settings, cell, problem_id),
@@ -133,11 +142,10 @@ def _rates(settings: Settings, cell: Cell, problem_id: str) -> dict[str, tuple[i
 def show(told: dict[str, Any], console: Console) -> None:
     """Print a failure: the rollout, the junction, the decision, what came of it."""
     look, why = told["failure"], told["why"]
-    console.print(
-        Text(f"{told['problem_id']} in {told['cell']}, failed rollout {told.get('rollout', 0)}", style="bold")
-    )
-    console.print(Text.assemble(("problem    ", "dim"), told["prompt"]))
-    console.print(Text.assemble(("reference  ", "dim"), told["reference"]))
+    title = f"{told['problem_id']} in {told['cell']}, failed rollout {told.get('rollout', 0)}"
+    console.print(plain(title + (", truncated: it met max_tokens" if _met_max_tokens(told) else ""), "bold"))
+    console.print(Text.assemble(("problem    ", "dim"), plain(told["prompt"])))
+    console.print(Text.assemble(("reference  ", "dim"), plain(told["reference"])))
     console.print(Text.assemble(("rollout    ", "dim"), rollout_text(look)))
     at, features = look["junction"], look["features"]
     shades = f"shaded by the root of j, 0 to {max(look['j']):.2f}"
@@ -149,12 +157,17 @@ def show(told: dict[str, Any], console: Console) -> None:
         for name, value in features.items()
     ]
     console.print(Text.assemble(("features   ", "dim"), ", ".join(scores)))
-    console.print(Text.assemble(("routed to  ", "dim"), _routed(why)))
+    console.print(Text.assemble(("routed to  ", "dim"), plain(_routed(why))))
     ended = "attempts of the pipeline"
     if "status" in told:
         ended = f"{told['status']}, {told['model_tokens']} model-tokens, {told['scored_tokens']} more to score"
     console.print(Text.assemble(("came to    ", "dim"), ended))
     console.print(_tried(told))
+
+
+def _met_max_tokens(told: dict[str, Any]) -> bool:
+    """Say whether the rollout that is shown is truncated: of an outcome, its first attempt is."""
+    return bool(told["truncated"] if "truncated" in told else told["attempts"][0].get("truncated", False))
 
 
 def rollout_text(look: dict[str, Any]) -> Text:
@@ -166,13 +179,13 @@ def rollout_text(look: dict[str, Any]) -> Text:
         marked = f"▸{token}◂" if i == look["junction"] else token
         red, green, blue = (round(255 - shade * (255 - part)) for part in ORANGE)
         style = f"black on rgb({red},{green},{blue})" if shade > 0.02 else ""
-        text.append(marked, f"bold underline {style}" if i == look["junction"] else style)
+        text.append_text(plain(marked, f"bold underline {style}" if i == look["junction"] else style))
     return text
 
 
 def _alternatives(look: dict[str, Any]) -> Table:
     """Return what both models would have said at the junction."""
-    table = Table()
+    table = PlainTable()
     both = look["alternatives"]
     for name in both:
         table.add_column(name)
@@ -198,15 +211,14 @@ def _routed(why: dict[str, Any]) -> str:
 def _tried(told: dict[str, Any]) -> Table:
     """Return what was tried: each attempt, or counts by operator."""
     if "rates" in told:
-        table = Table("operator", "right")
+        table = PlainTable("operator", "right")
         for name, (right, of) in told["rates"].items():
             table.add_row(name, f"{right} of {of}")
         return table
-    table = Table("operator", "verdict", "model-tokens", "acted at", "completion")
+    table = PlainTable("operator", "verdict", "model-tokens", "acted at", "completion")
     verdicts = {True: "right", False: "wrong", None: "no verdict"}
     for attempt in told["attempts"]:
         at = str(attempt["position"]) if attempt["position"] >= 0 else ""
-        table.add_row(
-            attempt["operator"], verdicts[attempt["correct"]], str(attempt["model_tokens"]), at, Text(attempt["text"])
-        )
+        verdict = verdicts[attempt["correct"]] + (", truncated" if attempt.get("truncated") else "")
+        table.add_row(attempt["operator"], verdict, str(attempt["model_tokens"]), at, attempt["text"])
     return table

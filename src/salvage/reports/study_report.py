@@ -12,6 +12,7 @@ from rich.table import Table
 
 from salvage.evaluation.groups import NAMED
 from salvage.reports.pictures import COLOURS, LEAST_FEATURE, at_least, pyplot, save
+from salvage.reports.plain import PlainTable
 from salvage.reports.tables import show_table
 from salvage.tables.vocabulary import FEATURES, INTERVENTIONS
 
@@ -54,7 +55,7 @@ def auc_table(told: dict[str, Any]) -> Table:
     for row in told["regimes"]:
         key = (row["inputs"], row["classifier"], row["trained_on"])
         by.setdefault(key, {})[row["cells"], row["measure"]] = row
-    table = Table(
+    table = PlainTable(
         title=f"Telling the regime before any attempt: area under the ROC curve, % [95%]; labels from {told['labels']}"
     )
     for name in ("inputs", "classifier", "trained on", "mean of the regimes", "within cells"):
@@ -72,7 +73,7 @@ def auc_table(told: dict[str, Any]) -> Table:
 
 def calibration_table(told: dict[str, Any]) -> Table:
     """Return Brier score and accuracy, beside guessing by the shares and the other half of the attempts."""
-    table = Table(title="Calibration, all failures")
+    table = PlainTable(title="Calibration, all failures")
     for name in ("told by", "Brier score", "accuracy, %"):
         table.add_column(name, justify="left" if name == "told by" else "right")
     rows = [row for row in told["regimes"] if row["measure"] in ("brier", "accuracy")]
@@ -86,7 +87,7 @@ def calibration_table(told: dict[str, Any]) -> Table:
 
 def cluster_table(told: dict[str, Any]) -> Table:
     """Return the chosen clusters, what marks them and what rescues them."""
-    table = Table(title=_clusters_title(told["clusters"]))
+    table = PlainTable(title=_clusters_title(told["clusters"]))
     for name in (
         "family",
         "cluster",
@@ -103,10 +104,12 @@ def cluster_table(told: dict[str, Any]) -> Table:
             share = f"{100 * row['value']:.0f}"
             table.add_row(row["family"], str(row["cluster"]), str(row["n"]), share, z, row["name"], row["rescued_by"])
     explained = [row for row in told["clusters"] if row["measure"].startswith(("explained", "agreement"))]
-    table.caption = "; ".join(
-        f"{row['family']} {row['measure']} {row['value']:.3f}"
-        + (f" (p = {row['p_value']:.3f})" if "p_value" in row else "")
-        for row in explained
+    table.say(
+        "; ".join(
+            f"{row['family']} {row['measure']} {row['value']:.3f}"
+            + (f" (p = {row['p_value']:.3f})" if "p_value" in row else "")
+            for row in explained
+        )
     )
     return table
 
@@ -122,7 +125,7 @@ def _clusters_title(rows: list[dict[str, Any]]) -> str:
 def share_table(told: dict[str, Any]) -> Table:
     """Return the shares of regimes by family and method."""
     names = list(dict.fromkeys(row["regime"] for row in told["shares"]))
-    table = Table(title="Regimes, % of failures [95%]")
+    table = PlainTable(title="Regimes, % of failures [95%]")
     for name in ("cells", "failures", *names):
         table.add_column(name, justify="left" if name == "cells" else "right")
     for cells in dict.fromkeys(row["cells"] for row in told["shares"]):
@@ -139,7 +142,7 @@ def accuracy_table(told: dict[str, Any]) -> Table:
     """Return how often the method is told right, by what was held out."""
     rows = [row for row in told["methods"] if row["measure"] == "accuracy"]
     kinds = list(dict.fromkeys(row["split"] for row in rows))
-    table = Table(
+    table = PlainTable(
         title="Telling the method from a bag of one checkpoint's failures: accuracy, % [95% over checkpoints]"
     )
     for name in ("inputs", "by", "bag", *kinds):
@@ -152,7 +155,7 @@ def accuracy_table(told: dict[str, Any]) -> Table:
         table.add_row(key[0], key[1], str(key[2]), *(percent(own[kind]) for kind in kinds))
     first = next(row for row in rows if row["bag"] == 25 and row["way"] == "bag")
     p = f"p = {first['p_value']:.4f} for bags of 25 with methods shuffled among them"
-    table.caption = f"{first['checkpoints']} checkpoints; {p}"
+    table.say(f"{first['checkpoints']} checkpoints; {p}")
     return table
 
 
@@ -160,7 +163,7 @@ def confusion_table(told: dict[str, Any]) -> Table:
     """Return what bags of each method were told to be."""
     rows = [row for row in told["methods"] if row["measure"].startswith("told: ")]
     names = list(rows[0]["told"]) if rows else []
-    table = Table(title=f"Bags of {rows[0]['bag'] if rows else ''}: made by (row), told to be (column), %")
+    table = PlainTable(title=f"Bags of {rows[0]['bag'] if rows else ''}: made by (row), told to be (column), %")
     for name in ("held out", "made by", *names):
         table.add_column(name, justify="right" if name in names else "left")
     for row in rows:
@@ -172,7 +175,7 @@ def confusion_table(told: dict[str, Any]) -> Table:
 def importance_table(told: dict[str, Any]) -> Table:
     """Return what shuffling each input among held-out failures, or bags of them, costs."""
     lost = "area under the curve" if "regimes" in told else "accuracy"
-    table = Table(title=f"Points of {lost} lost when an input is shuffled [95%]")
+    table = PlainTable(title=f"Points of {lost} lost when an input is shuffled [95%]")
     table.add_column("input")
     table.add_column("lost", justify="right")
     rows = [row for row in told.get("regimes") or told["methods"] if row["measure"] == "importance"]

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
 from rich.table import Table
+
+from salvage.reports.plain import PlainTable, console
 
 PROTOCOLS = ("paper", "cross-fitted")
 SHOWN_BUDGETS = (2, 4, 8, 16)
@@ -17,7 +18,7 @@ def evaluation_table(rows: list[dict[str, Any]]) -> Table:
     """Return what one attempt rescues over all cells together as a table, the protocols side by side."""
     shown = [row for row in rows if row["cell"] == "all" and row["k"] == 1]
     protocols = [name for name in PROTOCOLS if any(row["protocol"] == name for row in shown)]
-    table = Table(title="Rescue by one attempt, % [95% interval], all cells together")
+    table = PlainTable(title="Rescue by one attempt, % [95% interval], all cells together")
     for name in ("failures", "policy"):
         table.add_column(name)
     for protocol in protocols:
@@ -46,7 +47,9 @@ def transfer_table(rows: list[dict[str, Any]]) -> Table:
     """Return what policies fitted on the other families rescue by one attempt, beside the cross-fitted."""
     shown = [row for row in rows if row["k"] == 1 and row["scope"] == "all" and is_told(row["over_retry"])]
     both = {(row["cell"], row["policy"], row["protocol"]): row for row in shown}
-    table = Table(title="Over retry by one attempt, all failures: points [95%]; transfer = fitted on the other family")
+    table = PlainTable(
+        title="Over retry by one attempt, all failures: points [95%]; transfer = fitted on the other family"
+    )
     for name in ("cells", "policy", "cross-fitted", "transfer"):
         table.add_column(name, justify="right" if name in PROTOCOLS or name == "transfer" else "left")
     for cell, policy, protocol in both:
@@ -64,7 +67,7 @@ def budget_table(rows: list[dict[str, Any]]) -> Table:
     shown = [row for row in rows if row["budget"] in SHOWN_BUDGETS and ("*" in row["cell"] or row["cell"] == "all")]
     names = list(dict.fromkeys((row["policy"], row["protocol"]) for row in shown))
     names = [name for name in names if name != ("retry", "transfer") and not name[0].startswith(STOPPING)]
-    table = Table(
+    table = PlainTable(
         title="Solved within a budget (in retries' worth of model-tokens), all failures, %; then points over retry"
     )
     table.add_column("cells")
@@ -94,7 +97,9 @@ def stopping_table(rows: list[dict[str, Any]]) -> Table:
     from salvage.evaluation.budgets import STOPPING
 
     shown = [r for r in rows if r["budget"] is not None and r["protocol"] == "cross-fitted" and r["tokens"] is not None]
-    table = Table(title="The portfolio with stop among its choices: solved, %, for the model-tokens spent on a failure")
+    table = PlainTable(
+        title="The portfolio with stop among its choices: solved, %, for the model-tokens spent on a failure"
+    )
     for name in ("cells", "stops below", "tokens", "solved", "retry, for as many tokens"):
         table.add_column(name, justify="left" if name == "cells" else "right")
     for cell in dict.fromkeys(r["cell"] for r in shown if "*" in r["cell"] or r["cell"] == "all"):
@@ -111,7 +116,9 @@ def arm_table(rows: list[dict[str, Any]]) -> Table:
     """Return what the closed loop solved by arm and budget, for all cells and groups of them."""
     shown = [row for row in rows if row["cells"] == "all" or "*" in row["cells"]]
     same = ["same_tokens"] if any(is_told(row.get("same_tokens")) for row in shown) else []
-    table = Table(title="The closed loop within a budget (in retries' worth of model-tokens): % [95%], means a problem")
+    table = PlainTable(
+        title="The closed loop within a budget (in retries' worth of model-tokens): % [95%], means a problem"
+    )
     for name in ("cells", "arm", "budget", "problems", "solved", "over retry", *["for as many tokens"][: len(same)]):
         table.add_column(name, justify="left" if name in ("cells", "arm") else "right")
     for name in ("model-tokens", "attempts", "scored tokens"):
@@ -157,7 +164,7 @@ def _interval(row: dict[str, Any], label: str, form: str) -> str:
 def answer_table(table: pd.DataFrame, limit: int = 20) -> Table:
     """Return routed failures as a table: the first rows, and the rest as counts by operator in its caption."""
     counts = ", ".join(f"{name} {n}" for name, n in table["operator"].value_counts().items())
-    shown = Table(title=f"{len(table)} failures routed", caption=counts)
+    shown = PlainTable(title=f"{len(table)} failures routed", caption=counts)
     for name in table.columns:
         numeric = pd.api.types.is_float_dtype(table[name])
         shown.add_column(name, justify="right" if numeric else "left", overflow="fold")
@@ -177,6 +184,5 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def show_table(table: Table) -> None:
-    """Print a table, 180 columns wide where the output is no terminal. Names are no markup: `sft[lora]|gsm8k` stays."""
-    console = Console(markup=False, emoji=False)
-    (console if console.is_terminal else Console(width=180, markup=False, emoji=False)).print(table)
+    """Print a table, 180 columns wide where the output is no terminal."""
+    console().print(table)

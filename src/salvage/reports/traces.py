@@ -12,6 +12,7 @@ from salvage.reports.grid import Grid
 
 SHOWN_TRACES = 6
 AROUND = 200  # tokens of a trace, shown on each side of its junction
+PROMPT = 750  # characters of a prompt's beginning and of its end
 LONGEST = 300  # characters of an attempt: its end, where the answer is
 SAMPLED = "sample"  # the operator of a first rollout, before any policy was asked
 STATUS = {
@@ -48,6 +49,7 @@ def trace(view: dict[str, Any]) -> dict[str, Any]:
     right = next((f" by {a['operator']}" for a in view["attempts"] if a["correct"]), "")
     return {
         **view,
+        "prompt": _without_middle(view["prompt"]),
         "shown": shown,
         "before": first,
         "after": len(tokens) - last,
@@ -57,6 +59,13 @@ def trace(view: dict[str, Any]) -> dict[str, Any]:
         "alternatives": _alternatives(view["alternatives"]),
         "attempts": _attempts(view["attempts"]),
     }
+
+
+def _without_middle(prompt: str) -> str:
+    """Return a prompt that is not too long to be shown: of a chat, the question stands at the end."""
+    if len(prompt) <= 2 * PROMPT:
+        return prompt
+    return f"{prompt[:PROMPT]} … {prompt[-PROMPT:]}"
 
 
 def _alternatives(models: dict[str, list[Any]]) -> Grid:

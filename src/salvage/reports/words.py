@@ -11,21 +11,66 @@ RETRY = "retry"
 NAMES = {name: f"the {name}" for name in ("rule", "portfolio")}
 NAMES |= {name: f"the {name} policy" for name in ("calibrated", "learned", "fixed", "random")}
 NOTHING = 5e-5  # of all problems: a gain within half a hundredth of a point is rounding
+ENOUGH = 30  # failures: of fewer, an interval over retrying says nothing
+SHOWN = (4, 8, 16)  # budgets of what is told from attempts
 NOT_COMPARED = (
     "No policy was compared with retrying here: the closed loop had no held-out problems. It takes them from the lab; "
     "for a pair of one's own, salvage rescue --compare takes a problem file."
 )
 
 
-def bottom_line(rows: list[dict[str, Any]]) -> str:
-    """Say whether to ship a policy, from the rows of the closed loop (metrics/rescue.json).
+def compared(rescue: list[dict[str, Any]], evaluated: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows that tell policies from retrying: of the closed loop, or else from the attempts on each failure.
+
+    Parameters
+    ----------
+    rescue : list of dict
+        metrics/rescue.json.
+    evaluated : sequence of dict
+        metrics/evaluate.json. Its portfolio was fitted on other problems; it is told where there are enough failures.
+    """
+    if _compared(rescue):
+        return rescue
+    return [
+        {
+            "cells": "all",
+            "arm": row["policy"],
+            "problems": row["n"],
+            "of": "failures",
+            **{name: row[name] for name in ("budget", "low", "high", "tokens")},
+            "solved": row["rescue"],
+            **{f"same_tokens{end}": row[f"over_retry{end}"] for end in ("", "_low", "_high")},
+        }
+        for row in _by_budget(evaluated)
+        if row["n"] >= ENOUGH and row["policy"] in (RETRY, "portfolio")
+    ]
+
+
+def _by_budget(evaluated: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    shown = [row for row in evaluated if (row["cell"], row["protocol"]) == ("all", "cross-fitted")]
+    return [row for row in shown if row["budget"] in SHOWN]
+
+
+def not_compared(evaluated: Sequence[dict[str, Any]]) -> str:
+    """Say why no policy was compared with retrying."""
+    failures = max((row["n"] for row in _by_budget(evaluated)), default=ENOUGH)
+    if failures >= ENOUGH:
+        return NOT_COMPARED
+    return (
+        f"No policy was compared with retrying here: {failures} failures are too few, at least {ENOUGH} are needed; "
+        "give more or harder problems."
+    )
+
+
+def bottom_line(rows: list[dict[str, Any]], otherwise: str = NOT_COMPARED) -> str:
+    """Say whether to ship a policy, from the rows of the closed loop (metrics/rescue.json), or what is said otherwise.
 
     A policy is named only for the budgets at which it solves more than retry that spends as many model-tokens, by a 95%
     interval that lies above zero.
     """
     mine = _compared(rows)
     if not mine:
-        return NOT_COMPARED
+        return otherwise
     known = [row for row in mine if is_told(row.get("same_tokens"))]
     if not known:
         return (
@@ -70,7 +115,7 @@ def _ship(arm: str, mine: list[dict[str, Any]]) -> str:
     first, unit = won[0], " points more than retrying for as many" + (" tokens" if others else "")
     start = f"at {first['budget'] if others else _worth([first])} it solves {interval(first, 'same_tokens', '', unit)}"
     told = [start, *(f"at {row['budget']}, {interval(row, 'same_tokens', '', ' more')}" for row in won[1:])]
-    line = f"Ship {named(arm)}{where}: {'; '.join(told)} ({first['problems']:,} held-out problems)."
+    line = f"Ship {named(arm)}{where}: {'; '.join(told)} ({_of(first)})."
     for row in others:
         gain = interval(row, "same_tokens") if is_told(row.get("same_tokens")) else "not known, no retry spent as much"
         line += f" At {row['budget']}{' it solves fewer' if below(row) else ''}: {gain}."
@@ -90,9 +135,11 @@ def _nothing(known: list[dict[str, Any]]) -> str:
     highest = max((row["same_tokens_high"] for row in known if is_told(row["same_tokens_high"])), default=0.0)
     if highest <= NOTHING:
         return told
-    return (
-        f"{told} {most['problems']:,} held-out problems do not rule out a gain of up to {points(highest, '')} points."
-    )
+    return f"{told} {_of(most)} do not rule out a gain of up to {points(highest, '')} points."
+
+
+def _of(row: dict[str, Any]) -> str:
+    return f"{row['problems']:,} {row.get('of', 'held-out problems')}"
 
 
 def _worth(rows: list[dict[str, Any]], word: str = "and") -> str:

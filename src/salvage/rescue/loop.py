@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import time_ns
@@ -19,24 +20,25 @@ import numpy as np
 import pandas as pd
 
 from salvage.engine import fitting
-from salvage.engine.opening import engine_mark, open_engine
+from salvage.engine.opening import engine_mark, open_engine, settled, weights
 from salvage.errors import SalvageError
 from salvage.policies.fitted import Fitted
 from salvage.problems import sets as problem_sets
+from salvage.problems import verifiers
 from salvage.project import settings as params
 from salvage.project.settings import Cell, Settings
 from salvage.rescue.guide import STOP, Route, routes
-from salvage.rescue.waves import SAMPLE, Try, Waves
+from salvage.rescue.waves import SAMPLE, Try, Waves, forget
 from salvage.serving import policy_uri
 from salvage.tables import shards
-from salvage.tables.files import whole_lines
+from salvage.tables.files import whole_lines, writing
+from salvage.tables.locks import locked
 
 SOLVED, STOPPED, SPENT, UNVERIFIED = "solved", "stopped", "spent", "unverified"
 CODE = [
     "engine",
     "method/operators.py",
-    "problems/verifiers.py",
-    "problems/judging.py",
+    *verifiers.CODE,
     "method/features.py",
     "method/facts.py",
     "rescue/guide.py",
@@ -71,6 +73,7 @@ class Attempt:
     model_tokens: int
     position: int  # where the operator acted, -1 where it did not
     text: str
+    truncated: bool = False  # met max_tokens before an end
 
 
 @dataclass
@@ -254,7 +257,8 @@ class Loop:
 
     def _book(self, problem: _Problem, result: dict[str, Any]) -> None:
         operator, cost = result["operator"], result["n_tokens"] + result["n_ancestor_tokens"]
-        problem.attempts.append(Attempt(operator, result["correct"], cost, result["position"], result["text"]))
+        told = (result[name] for name in ("position", "text", "truncated"))
+        problem.attempts.append(Attempt(operator, result["correct"], cost, *told))
         problem.tried[operator] += 1
         problem.spent += cost
         problem.trouble = result["trouble"]
@@ -334,38 +338,42 @@ def rescue(
     Raises
     ------
     SalvageError
-        Where the problems, models or verifiers cannot be had, or `out` belongs to another job.
+        Where the problems, models or verifiers cannot be had, or `out` belongs to another job or is being written.
 
     Examples
     --------
     >>> for outcome in rescue("problems.jsonl", pair("my/specialist", "my/ancestor")):  # doctest: +SKIP
     ...     print(outcome.problem_id, outcome.status, outcome.operator)
     """
-    settings = settings or params.load()
-    table = problem_sets.load(problems) if isinstance(problems, str) else problems
-    cell = fitting.fitted(cell, settings, table["prompt"].tolist())
-    settings = settings.of(cell)
-    fitted = policy_uri.load(policy) if isinstance(policy, str) else policy
-    first = int(settings["rescue"]["rollouts"])
-    told = [asdict(budget), price, look, fitted.version if fitted else "retry"]
-    mark = fingerprint(cell, table, settings, told)
     record = out.with_name(f".{out.name}.record") if out else None
     if out and record and out.exists() and not record.exists():
         raise SalvageError(f"{out} is there already and has no record beside it to go on from; write to another file")
-    waves = Waves(
-        table,
-        lambda: open_engine(cell, settings, ancestor=fitted is not None),
-        settings,
-        cell=cell.name,
-        look=look,
-        record=record,
-        mark=mark,
-    )
-    try:
-        outcomes = Loop(table, waves, fitted, budget, first=first, price=price).run()
-        yield from outcomes if out is None else _written(outcomes, out)
-    finally:
-        waves.close()
+    busy = f"{out} is being written by another salvage rescue; let it end, or write to another file"
+    with locked(record, busy) if record else nullcontext():
+        settings = settings or params.load()
+        table = problem_sets.load(problems) if isinstance(problems, str) else problems
+        cell = fitting.fitted(cell, settings, table.to_dict("records"))
+        settings = settled(cell, settings)
+        fitted = policy_uri.load(policy) if isinstance(policy, str) else policy
+        first = int(settings["rescue"]["rollouts"])
+        told = [asdict(budget), price, look, fitted.version if fitted else "retry"]
+        mark = fingerprint(cell, table, settings, told)
+        if out and record and not whole_lines(out):
+            forget(record, mark)
+        waves = Waves(
+            table,
+            lambda: open_engine(cell, settings, ancestor=fitted is not None),
+            settings,
+            cell=cell.name,
+            look=look,
+            record=record,
+            mark=mark,
+        )
+        try:
+            outcomes = Loop(table, waves, fitted, budget, first=first, price=price).run()
+            yield from outcomes if out is None else _written(outcomes, out)
+        finally:
+            waves.close()
 
 
 def fingerprint(cell: Cell, problems: pd.DataFrame, settings: Settings, *parts: Any, code: Sequence[str] = ()) -> str:
@@ -374,10 +382,10 @@ def fingerprint(cell: Cell, problems: pd.DataFrame, settings: Settings, *parts: 
         cell.name,
         settings.seed,
         [settings[name] for name in ("sample", "featurize", "intervene", "rescue")],
-        engine_mark(cell, settings),
+        engine_mark(cell, settings, problems),
         problems.to_dict("list"),
         *parts,
-        files=[Path(cell.specialist), Path(cell.ancestor)],
+        files=[*weights(cell, ancestor=True), *problem_sets.verifier_files(problems)],
         code=[*CODE, *code],
     )
 
@@ -389,13 +397,16 @@ def pair(specialist: str, ancestor: str, name: str = "", engine: str = "auto") -
 
 def _written(outcomes: Iterator[Outcome], out: Path) -> Iterator[Outcome]:
     """Append outcomes to a file as they come; those that are there come first again, and are not written twice."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    there = whole_lines(out)
-    with out.open("a", encoding="utf-8") as file:
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        there = whole_lines(out)
+        file = out.open("a", encoding="utf-8")
+    with file:
         for i, outcome in enumerate(outcomes):
             if i >= len(there):
-                file.write(outcome.line() + "\n")
-                file.flush()
+                with writing(out):
+                    file.write(outcome.line() + "\n")
+                    file.flush()
             elif there[i] != outcome.line():
                 raise SalvageError(f"{out}: line {i + 1} is not what this job found; write to another file")
             yield outcome

@@ -15,12 +15,14 @@ from rich.table import Table
 
 from salvage.engine import fitting
 from salvage.engine.looking import look, refuse
+from salvage.engine.opening import engine_of
 from salvage.errors import SalvageError
 from salvage.problems import sets as problem_sets
 from salvage.project import extras
 from salvage.project.pool import bar
-from salvage.project.settings import LAB_PROBLEMS, Cell, Settings
+from salvage.project.settings import LAB_PROBLEMS, Cell, Settings, adapter_base
 from salvage.reports.page import RESCUE, VIEWS
+from salvage.reports.plain import PlainTable
 from salvage.reports.tables import arm_table, show_table
 from salvage.rescue import comparison
 from salvage.rescue.loop import SOLVED, UNVERIFIED, Attempt, Budget, Outcome, pair, rescue
@@ -39,6 +41,7 @@ def choose(
         raise SalvageError("--cell names a pair of params.yaml; leave --specialist and --ancestor out, or it")
     if cell and cell not in known:
         raise SalvageError(f"cell {cell!r} is not one of {', '.join(known)}; correct --cell")
+    ancestor = ancestor or adapter_base(specialist)
     if not cell and not (specialist and ancestor):
         raise SalvageError("a pair of models is needed: --specialist with --ancestor, or --cell of params.yaml")
     mine = known[cell] if cell else pair(specialist, ancestor, engine=engine)
@@ -75,6 +78,9 @@ def solve(
     known = None if policy == comparison.RETRY else policy or policy_uri.CHAMPION
     cell = ready(cell, settings, problems, quiet=quiet)
     done: list[Outcome] = []
+    engine, why = engine_of(cell, settings)
+    if not quiet:
+        print(f"rescue: engine {engine} ({why})", flush=True)
     start = last = time.monotonic()
     with _run(), bar(quiet) as progress:
         task = progress.add_task("rescue", total=len(problems))
@@ -104,11 +110,11 @@ def ready(cell: Cell, settings: Settings, problems: pd.DataFrame, *, quiet: bool
     SalvageError
         Where it cannot be run, or its models do not belong together.
     """
-    prompts = problems["prompt"].tolist()
-    refuse(look(cell.specialist, cell.ancestor, cell.engine, prompts=prompts))
+    rows = problems.to_dict("records")
+    refuse(look(cell.specialist, cell.ancestor, cell.engine, settings["vllm"], problems=rows))
     if not fitting.wanted(cell, settings):
         return cell
-    fit = fitting.fit(cell, settings, prompts)
+    fit = fitting.fit(cell, settings, rows)
     if not quiet:
         print(f"rescue: fitted to the pair: {', '.join(fit.reasons)}", flush=True)
     return replace(cell, own=(*cell.own, *fit.values.items()))
@@ -154,7 +160,7 @@ def summary(done: list[Outcome], seconds: float) -> Table:
     tokens = sum(o.model_tokens for o in done)
     scored = sum(o.scored_tokens for o in done)
     title = f"{len(done)} problems, {tokens:,} model-tokens ({scored:,} more to score failures), {seconds:.0f} s"
-    table = Table("ended", "by", title=title)
+    table = PlainTable("ended", "by", title=title)
     for name in ("problems", "attempts each", "model-tokens each"):
         table.add_column(name, justify="right")
     groups = Counter((o.status, o.operator or "") for o in done)

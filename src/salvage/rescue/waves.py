@@ -17,17 +17,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from salvage.engine.base import Completion, Engine, Request, seed_of
+from salvage.engine.base import Completion, Engine, Request, Sampling, seed_of
 from salvage.engine.opening import admit
 from salvage.errors import SalvageError
 from salvage.method import operators
 from salvage.method.facts import make_facts
 from salvage.method.features import rollout_features
 from salvage.method.looks import looks
+from salvage.problems import thinking
 from salvage.problems.judging import Judge, Verdict
 from salvage.project.settings import Settings
 from salvage.tables import vocabulary
-from salvage.tables.files import whole_lines
+from salvage.tables.files import whole_lines, writing
 
 SAMPLE = "sample"  # a first rollout, before the policy is asked
 FACTS = ["cell", "problem_id", "n_failed_rollouts", *vocabulary.FEATURES, *vocabulary.FACTS]  # what a policy is told
@@ -98,7 +99,7 @@ class Waves:
         mark: str = "",
     ) -> None:
         self.problems, self.settings, self.cell, self.look = problems, settings, cell, look
-        self.prompts = dict(zip(problems["problem_id"], problems["prompt"], strict=True))
+        self.rows = {row["problem_id"]: row for row in problems.to_dict("records")}
         self._open_engine, self._record = open_engine, record
         self._engine: Engine | None = None
         self._judge, self._own_judge = judge, judge is None
@@ -110,8 +111,8 @@ class Waves:
     def make(self, tries: list[Try]) -> list[dict[str, Any]]:
         """Make a wave; return a result for each try.
 
-        A result has operator, correct (None: no verdict), trouble, text, tokens, n_tokens, n_ancestor_tokens, position
-        and, where it was to be scored, scored: facts, rollouts, threshold, n_prefill, view.
+        A result has operator, correct (None: no verdict), trouble, text, tokens, n_tokens, n_ancestor_tokens, position,
+        truncated and, where it was to be scored, scored: facts, rollouts, threshold, n_prefill, view.
         """
         asked = [[t.problem_id, t.operator, t.attempt] for t in tries]
         self._made += 1
@@ -123,7 +124,7 @@ class Waves:
             return list(entry["results"])
         results = self._compute(tries)
         if self._record is not None:
-            with self._record.open("a", encoding="utf-8") as file:
+            with writing(self._record), self._record.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"asked": asked, "results": results}) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
@@ -147,24 +148,29 @@ class Waves:
     def _compute(self, tries: list[Try]) -> list[dict[str, Any]]:
         engine, judge = self._opened()
         started = time_ns()
-        values = {name: self.settings["sample"][name] for name in ("temperature", "max_tokens")}
-        done = engine.decode([self._request(engine, t) for t in tries], **values)
+        sample = self.settings["sample"]
+        requests = [self._request(engine, t) for t in tries]
+        done = engine.decode(requests, sampling=Sampling.of(sample), max_tokens=sample["max_tokens"])
         texts = [engine.text(c.tokens) for c in done]
         decoded = time_ns()
-        verdicts = judge.verify([t.problem_id for t in tries], texts)
+        ends = [engine.text(request.prompt[-thinking.TAIL :]) for request in requests]
+        verdicts = judge.verify([t.problem_id for t in tries], list(map(thinking.within, ends, texts)))
         verified = time_ns()
         results = [_result(*row) for row in zip(tries, done, texts, verdicts, strict=True)]
-        to_score = [i for i, t in enumerate(tries) if t.score and verdicts[i].correct is False]
-        if to_score:
-            rollouts = [[*tries[i].failed, done[i].tokens] for i in to_score]
-            scored = self._score(engine, [tries[i].problem_id for i in to_score], rollouts)
+        failed = {
+            i: self._counting(engine, t.problem_id, [*t.failed, done[i].tokens])
+            for i, t in enumerate(tries)
+            if t.score and verdicts[i].correct is False
+        }
+        if to_score := [i for i, some in failed.items() if some]:
+            scored = self._score(engine, [tries[i].problem_id for i in to_score], [failed[i] for i in to_score])
             for i, told in zip(to_score, scored, strict=True):
                 results[i]["scored"] = told
         self.clock = {"decode": (started, decoded), "verify": (decoded, verified), "score": (verified, time_ns())}
         return results
 
     def _request(self, engine: Engine, t: Try) -> Request:
-        prompt = engine.encode(self.prompts[t.problem_id])
+        prompt = engine.prompt(self.rows[t.problem_id])
         if t.scored is None:  # a first rollout, or a retry that needs nothing of the failure
             seed = seed_of(self.settings.seed, self.cell, t.problem_id, t.operator, t.attempt)
             return Request(prompt, seed)
@@ -184,10 +190,21 @@ class Waves:
             settings=values,
         )
 
+    def _counting(self, engine: Engine, problem_id: str, rollouts: list[list[int]]) -> list[list[int]]:
+        """Return the failed rollouts that features are taken of; a problem without any is not scored, and retried."""
+        values = self.settings["featurize"]
+        if values["truncated"] == "leave out":
+            rollouts = [tokens for tokens in rollouts if tokens[-1] in engine.ends]
+        if values["part"] == "both":
+            return rollouts
+        prompt = engine.prompt(self.rows[problem_id])
+        spans = [engine.span(prompt, tokens, values["part"]) for tokens in rollouts]
+        return [tokens for tokens, (start, end) in zip(rollouts, spans, strict=True) if start < end]
+
     def _score(self, engine: Engine, ids: list[str], rollouts: list[list[list[int]]]) -> list[dict[str, Any]]:
         """Score the failed rollouts of each problem with both models."""
         values, temperature = self.settings["featurize"], self.settings["sample"]["temperature"]
-        prompts = {p: engine.encode(self.prompts[p]) for p in ids}
+        prompts = {p: engine.prompt(self.rows[p]) for p in ids}
         flat = [(p, k, tokens) for p, some in zip(ids, rollouts, strict=True) for k, tokens in enumerate(some)]
         signals = engine.signals(
             [prompts[p] for p, _, _ in flat],
@@ -199,9 +216,12 @@ class Waves:
         texts = [engine.text(tokens) for _, _, tokens in flat]
         table = pd.DataFrame(keys | {"tokens": [t for _, _, t in flat], "text": texts, "correct": False})
         rows = pd.DataFrame(keys | {name: [s[name] for s in signals] for name in vocabulary.SIGNALS})
-        features = rollout_features(rows, values["window"])
-        verifier = self.problems.set_index("problem_id")["verifier"].loc[ids[0]]
-        known = make_facts(table, features, verifier).set_index("problem_id")
+        spans = None
+        if values["part"] != "both":
+            spans = np.array([engine.span(prompts[p], tokens, values["part"]) for p, _, tokens in flat])
+        features = rollout_features(rows, values["window"], spans)
+        verifier = self.problems.set_index("problem_id")["verifier"]
+        known = make_facts(table, features, verifier.to_dict()).set_index("problem_id")
         means = features.groupby("problem_id", sort=False)[vocabulary.FEATURES].mean()
         count = features.groupby("problem_id", sort=False).size().rename("n_failed_rollouts")
         known = known.join(means).join(count).reset_index()[FACTS]
@@ -227,6 +247,7 @@ def _result(t: Try, done: Completion, text: str, verdict: Verdict) -> dict[str, 
         "n_tokens": done.n_tokens,
         "n_ancestor_tokens": done.n_ancestor_tokens,
         "position": done.position,
+        "truncated": done.truncated,
     }
 
 
@@ -240,13 +261,23 @@ def _scored(failure: operators.Failure, facts: dict[str, Any], view: dict[str, A
     }
 
 
+def forget(record: Path, mark: str) -> None:
+    """Empty the record of another job, one that came to no outcome: a start that failed shall not bar the next."""
+    lines = whole_lines(record)
+    if lines and json.loads(lines[0]) != {"mark": mark}:
+        os.truncate(record, 0)
+
+
 def _read(record: Path, mark: str) -> list[dict[str, Any]]:
     """Return the recorded waves, begin a record where there is none; a torn last line is cut off."""
-    if not record.exists():
-        record.parent.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps({"mark": mark}) + "\n", encoding="utf-8")
     lines = [json.loads(line) for line in whole_lines(record)]
-    if not lines or lines[0] != {"mark": mark}:
+    if not lines:
+        lines = [{"mark": mark}]
+        with writing(record):
+            record.parent.mkdir(parents=True, exist_ok=True)
+            with record.open("a", encoding="utf-8") as file:  # in place: it may be locked
+                file.write(json.dumps(lines[0]) + "\n")
+    if lines[0] != {"mark": mark}:
         raise SalvageError(
             f"{record}: this job was begun with other models, problems, settings or policy; "
             "write to another file, or delete this one and the outcomes beside it"

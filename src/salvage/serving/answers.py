@@ -13,6 +13,7 @@ from salvage.method.traces import SIGNALS, featurised
 from salvage.policies.fitted import Fitted
 from salvage.policies.policy import KnowsRates, Plans, pick
 from salvage.policies.rule import Rule, choose, decide_by_cell, margin
+from salvage.tables import brought
 from salvage.tables.numbers import numbers
 from salvage.tables.vocabulary import FACTS, FEATURES
 
@@ -125,29 +126,9 @@ def beside(table: pd.DataFrame, told: dict[str, list[Any]]) -> pd.DataFrame:
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
-    """Read a user's table: CSV or Parquet, or a folder of Parquet files; columns are not checked here."""
-    path = Path(path)
-    if path.is_dir() and (files := sorted(path.glob("*.parquet"))):
-        return pd.concat([read_table(file) for file in files], ignore_index=True)
-    try:
-        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, encoding="utf-8")
-    except FileNotFoundError:
-        raise SalvageError(f"{path}: there is no such file; correct the path") from None
-    except UnicodeDecodeError as error:
-        raise SalvageError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
-    except (OSError, ValueError) as error:  # pandas' and Arrow's parse errors are ValueErrors
-        reason = str(error).splitlines()[0]
-        raise SalvageError(f"{path} is not a readable CSV or Parquet table ({reason}); correct it") from None
+    """Read a user's table: CSV or Parquet by its content, or a folder of Parquet files; columns are not checked."""
+    known = ("n_failed_rollouts", *FEATURES, *FACTS)
+    table = brought.read(path, ("cell", "problem_id"), known, missing=True)
     if table.empty:
         raise SalvageError(f"{path}: the table has no rows; give it at least one failure")
-    for name in FEATURES:  # one bad field makes pandas read the whole column as text: give the good ones back
-        if name in table and not pd.api.types.is_numeric_dtype(table[name]):
-            table[name] = pd.Series([_parsed(value) for value in table[name]], dtype=object)
     return table
-
-
-def _parsed(value: Any) -> Any:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return value

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from salvage.errors import SalvageError
 from salvage.policies.fitted import Fitted
+from salvage.tables.contents import seems
 
 CHAMPION = "models:/salvage-router@champion"
 
@@ -19,15 +20,19 @@ def load(uri: str) -> Fitted:
     SalvageError
         Where there is no such file or registered policy, or it is another kind of file.
     """
-    if uri.startswith("models:/") or not uri.endswith(".json"):
+    if uri.startswith("models:/") or not (uri.endswith(".json") or Path(uri).exists()):
         from salvage.project import tracking
         from salvage.serving import registry
 
         tracking.connect()
         return registry.load(uri)
     try:
-        return Fitted.from_dict(json.loads(Path(uri).read_text(encoding="utf-8")))
+        data = Path(uri).read_bytes()
     except OSError as error:
         raise SalvageError(f"{uri} cannot be read: {error.strerror or error}; check the path") from None
+    try:
+        return Fitted.from_dict(json.loads(data.decode("utf-8-sig")))
     except (ValueError, KeyError, TypeError, AttributeError):  # not JSON, or not of ours
-        raise SalvageError(f"{uri} is no policy file; salvage register --out FILE.json writes one") from None
+        kind = seems(data)
+        told = f"{uri} is no policy file" + (f" but seems to be {kind}" if kind not in ("", "JSON") else "")
+        raise SalvageError(f"{told}; salvage register --out FILE.json writes one") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -16,22 +17,41 @@ from salvage.errors import SalvageError
 def beside(path: Path) -> Iterator[Path]:
     """Yield where to write; what was written there takes the path's place when the block ends well.
 
+    A folder that is missing is made. A device or a pipe (/dev/stdout) is written as it is: it has no place to take.
+
     Raises
     ------
     SalvageError
-        Where the folder cannot be made or written.
+        Where it cannot be written, with what the system said.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with writing(path):
+        if path.absolute().parent == Path("/dev") or (path.exists() and not path.is_file() and not path.is_dir()):
+            yield path
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             yield part
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Turn what the system says against writing a path into one sentence."""
+    try:
+        yield
     except OSError as error:
-        why = error.strerror or error
-        raise SalvageError(f"{path} cannot be written: {why}; check the folder's permissions") from error
+        raise SalvageError(f"{path} cannot be written: {error.strerror or error}; {_advice(error)}") from error
+
+
+def _advice(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space, or write elsewhere"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "check the folder's permissions"
+    return "check the path"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from salvage.errors import SalvageError
+from salvage.tables.contents import contents, seems
 
 
 class Line:
@@ -50,8 +51,13 @@ class Line:
         return value
 
 
-def read_lines(path: str | Path) -> Iterator[Line]:
-    """Yield the objects of a JSON Lines file; blank lines are passed over.
+def read_lines(path: str | Path, *, growing: bool = False) -> Iterator[Line]:
+    """Yield the objects of a JSON Lines file, compressed or not; blank lines are passed over.
+
+    Parameters
+    ----------
+    growing : bool
+        Whether the file may still be written: a last line that is torn is passed over.
 
     Raises
     ------
@@ -59,14 +65,13 @@ def read_lines(path: str | Path) -> Iterator[Line]:
         Where the file is missing, a folder, empty or unreadable, or a line is not UTF-8, not JSON or not an object.
     """
     path = Path(path)
-    if path.is_dir():
-        raise SalvageError(f"{path} is a folder; name one JSON Lines file in it")
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise SalvageError(f"{path}: there is no such file; check the path") from None
-    except OSError as error:
-        raise SalvageError(f"{path} cannot be read: {error.strerror or error}; check its permissions") from error
+    data = contents(path)
+    kind = seems(data)
+    if kind and kind not in ("JSON Lines", "JSON", "JSON that ends too early"):
+        raise SalvageError(f"{path} seems to be {kind}, and no JSON Lines; give a file of one JSON object a line")
+    if growing:
+        whole, end, last = data.rpartition(b"\n")
+        data = data if not last or last.rstrip().endswith(b"}") else whole + end or b" "
     some = False
     # only \n ends a line: str.splitlines would also cut at U+2028, which JSON allows inside a text
     for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
@@ -74,7 +79,8 @@ def read_lines(path: str | Path) -> Iterator[Line]:
             some = True
             yield Line(path, number, _object(path, number, raw))
     if not some:
-        raise SalvageError(f"{path} is empty; it needs one JSON object a line")
+        told = "has no whole line yet" if growing and data else "is empty"
+        raise SalvageError(f"{path} {told}; it needs one JSON object a line")
 
 
 def _object(path: Path, number: int, raw: bytes) -> dict[str, Any]:

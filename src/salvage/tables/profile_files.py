@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import http.client
-import io
 import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from salvage.errors import SalvageError
-from salvage.tables import schema, vocabulary
-from salvage.tables.files import write_text
+from salvage.tables import brought, csv_tables, schema, vocabulary
 
 SECONDS = 20
 MOST_BYTES = 200_000_000
+TEXTS = ("cell", "model", "task", "problem_id")
+NUMBERS = ("n_failed_rollouts", *vocabulary.FEATURES, *vocabulary.OPERATORS)
 
 
 def read_profiles(path: str | Path) -> pd.DataFrame:
-    """Read a profiles file, CSV (the authors' form) or Parquet, or a folder of Parquet files, and check it.
+    """Read a profiles file, CSV (the authors' form) or Parquet by its content, or a folder of Parquet files; check it.
 
     Raises
     ------
@@ -30,45 +29,11 @@ def read_profiles(path: str | Path) -> pd.DataFrame:
         Naming the file, the row (0 is the first after the header) and the column.
     """
     path = Path(path)
-    table = _read_csv(path) if path.suffix == ".csv" else schema.read(path, schema.PROFILES)
+    one = path.exists() and not path.is_dir()
+    table = brought.read(path, TEXTS, NUMBERS) if one else schema.read(path, schema.PROFILES)
     if table.empty:
         raise SalvageError(f"{path} has no rows; give it at least one failure")
     return schema.check(table, schema.PROFILES, path)
-
-
-def _read_csv(path: Path) -> pd.DataFrame:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-        # all as text: pandas would guess that a problem "NA" is missing and that a model "01" is 1; and the header as a
-        # row, since pandas would rename a name that stands twice and take a field too many for an index
-        rows = pd.read_csv(io.StringIO(text), header=None, dtype=str, keep_default_na=False)
-    except FileNotFoundError:
-        raise SalvageError(f"{path}: there is no such table; check the path") from None
-    except OSError as error:
-        raise SalvageError(f"{path} cannot be read: {error.strerror or error}; check the path") from None
-    except UnicodeDecodeError as error:
-        raise SalvageError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
-    except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
-        raise SalvageError(f"{path} is not a readable CSV ({str(error).strip()}); correct it") from None
-    names = rows.iloc[0].tolist()
-    twice = [name for name in schema.PROFILES.columns if names.count(name) > 1]
-    if twice:
-        raise SalvageError(f"{path}: column {twice[0]!r} stands twice; drop one")
-    table = rows.iloc[1:].set_axis(names, axis=1).reset_index(drop=True)
-    for name in (n for n in ("n_failed_rollouts", *vocabulary.FEATURES, *vocabulary.OPERATORS) if n in table):
-        table[name] = _numbers(table[name], path)
-    return table
-
-
-def _numbers(column: pd.Series, path: Path) -> pd.Series:
-    # ahead of the schema, which cannot tell the row of a text among numbers
-    values = pd.to_numeric(column, errors="coerce").astype(np.float64)
-    bad = ~np.isfinite(values.to_numpy())
-    if bad.any():
-        row = int(np.argmax(bad))
-        told = f"{path}: row {row}, column {column.name!r}: {column.iloc[row]!r}"
-        raise SalvageError(f"{told} is not a finite number; correct or drop it")
-    return values
 
 
 def fetch_profiles(source: str) -> pd.DataFrame:
@@ -82,7 +47,7 @@ def fetch_profiles(source: str) -> pd.DataFrame:
     if "://" not in source:
         return read_profiles(source)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"profiles{'.parquet' if source.split('?')[0].endswith('.parquet') else '.csv'}"
+        path = Path(folder) / "profiles"
         path.write_bytes(_downloaded(source))
         try:
             return read_profiles(path)
@@ -131,10 +96,9 @@ def write_profiles(profiles: pd.DataFrame, path: str | Path) -> None:
         Where the ending is another, or the path cannot be written.
     """
     path = Path(path)
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         schema.write(profiles, schema.PROFILES, path)
         return
-    if path.suffix != ".csv":
+    if path.suffix.lower() != ".csv":
         raise SalvageError(f"--out {path}: the ending says the form; take .csv or .parquet")
-    # floats as repr: nothing is lost
-    write_text(path, schema.check(profiles, schema.PROFILES, path).to_csv(index=False))
+    csv_tables.write(schema.check(profiles, schema.PROFILES, path), path)

@@ -16,6 +16,7 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 
 from salvage.errors import SalvageError
+from salvage.tables import parquet_tables
 from salvage.tables.files import beside
 from salvage.tables.vocabulary import ANCHORS, CONTINUATIONS, CONTROLS, FEATURES, OPERATORS, SIGNALS
 
@@ -36,6 +37,9 @@ PROBLEMS = _table(
         "answer": pa.Column(str),
         "verifier": pa.Column(str),
         "metadata": pa.Column(str),  # JSON that the verifier may need (reasoning-gym's entry)
+        # JSON of a chat's messages, tools and template keywords, empty where the prompt is plain; `prompt` is then what
+        # a person reads. Only a set with a chat in it has the column.
+        "messages": pa.Column(str, required=False),
     },
     key=["problem_id"],
 )
@@ -47,9 +51,10 @@ ROLLOUTS = _table(
         "rollout": pa.Column("int32", _count),
         "tokens": pa.Column(object),  # list of int32 token ids, without the end token's padding
         "text": pa.Column(str),
-        "correct": pa.Column(bool),
+        "correct": pa.Column(bool),  # what has no verdict is no rollout (pipeline/verdicts.py)
         "n_tokens": pa.Column("int32", pa.Check.ge(1)),
         "seed": pa.Column("int64"),
+        "truncated": pa.Column(bool, required=False),  # met max_tokens before an end; not there where it is not known
     },
     key=["cell", "problem_id", "rollout"],
 )
@@ -77,6 +82,10 @@ FEATURE_ROWS = _table(
         "delta_path": pa.Column("float64", _finite),  # mean
         "g_cov": pa.Column("float64", _finite),  # mean
         "j_max": pa.Column("float64", _finite),
+        "part_start": pa.Column(
+            "int32", _count, required=False
+        ),  # of the part of the rollout that all but junction and
+        "part_end": pa.Column("int32", pa.Check.ge(1), required=False),  # n_tokens are of, where that is not the whole
     },
     key=["cell", "problem_id", "rollout"],
 )
@@ -94,6 +103,7 @@ ATTEMPTS = _table(
         "n_ancestor_tokens": pa.Column("int32", _count),  # decoded by the ancestor
         "n_prefill": pa.Column("int32", _count),  # prompt and replayed tokens, both models together
         "position": pa.Column("int32", pa.Check.ge(-1)),  # where the operator acted; -1: it did not act
+        "truncated": pa.Column(bool, required=False),  # as in ROLLOUTS
     },
     key=["cell", "problem_id", "operator", "anchor", "continuation", "attempt"],
 )
@@ -137,6 +147,17 @@ RESCUES = _table(  # what became of each problem in the closed loop, under each 
     key=["cell", "problem_id", "arm", "budget"],
 )
 
+KINDS = {  # by what a table of each is called, those with the more columns first
+    "rollouts": ROLLOUTS,
+    "features": FEATURE_ROWS,
+    "signals": SIGNAL_ROWS,
+    "attempts": ATTEMPTS,
+    "profiles": PROFILES,
+    "facts": FACT_ROWS,
+    "rescue": RESCUES,
+    "problems": PROBLEMS,
+}
+
 
 def check(table: pd.DataFrame, schema: pa.DataFrameSchema, where: str | Path) -> pd.DataFrame:
     """Return the table with the schema's columns in order and types, or say what is wrong.
@@ -155,10 +176,13 @@ def check(table: pd.DataFrame, schema: pa.DataFrameSchema, where: str | Path) ->
     SalvageError
         Naming the table, the row (0 is the first) and the column of the first offence.
     """
-    columns = list(schema.columns)
-    missing = [name for name in columns if name not in table.columns]
+    needed = _needed(schema)
+    missing = [name for name in needed if name not in table.columns]
     if missing:
-        raise SalvageError(f"{where}: column {missing[0]!r} is missing; it needs the columns {', '.join(columns)}")
+        told = f"{where}: column {missing[0]!r} is missing; it needs the columns {', '.join(needed)}"
+        kind = next((name for name, other in KINDS.items() if set(_needed(other)) <= set(table.columns)), "")
+        raise SalvageError(f"{told}; it seems to be the table of {kind}" if kind else told)
+    columns = [name for name in schema.columns if name in table.columns]
     _refuse_fractions(table, schema, where)
     try:
         return schema.validate(table[columns].reset_index(drop=True))
@@ -168,10 +192,16 @@ def check(table: pd.DataFrame, schema: pa.DataFrameSchema, where: str | Path) ->
         raise SalvageError(f"{where}: {_first_offence(error)}") from None
 
 
+def _needed(schema: pa.DataFrameSchema) -> list[str]:
+    return [name for name, column in schema.columns.items() if column.required]
+
+
 def _refuse_fractions(table: pd.DataFrame, schema: pa.DataFrameSchema, where: str | Path) -> None:
     # coercion to an integer would cut 3.7 down to 3 and wrap 1e30 round in silence
     for name, column in schema.columns.items():
         kind = str(column.dtype)
+        if name not in table.columns:
+            continue
         if kind.startswith("int") and pd.api.types.is_float_dtype(table[name]):
             values = table[name].to_numpy("float64", na_value=np.nan)
             with np.errstate(invalid="ignore"):
@@ -220,17 +250,21 @@ def write(table: pd.DataFrame, schema: pa.DataFrameSchema, path: str | Path, fin
 
 def read(path: str | Path, schema: pa.DataFrameSchema) -> pd.DataFrame:
     """Read a table from a Parquet file, or from every Parquet file of a folder in name order, and check it."""
-    path = Path(path)
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    if not files or not files[0].exists():
-        raise SalvageError(f"{path}: there is no such table; check the path, or run the stage that writes it")
-    tables = []
-    for file in files:
-        try:
-            tables.append(check(parquet.read_table(file).to_pandas(), schema, file))
-        except (OSError, arrow.ArrowInvalid) as error:
-            raise SalvageError(f"{file} is not a readable Parquet file: {error}") from error
+    texts = [name for name, column in schema.columns.items() if str(column.dtype).startswith("str")]
+    tables = [check(parquet_tables.read(file, texts), schema, file) for file in parquet_tables.files(Path(path))]
     return pd.concat(tables, ignore_index=True) if len(tables) > 1 else tables[0]
+
+
+def truncated(path: str | Path) -> tuple[int, int] | None:
+    """Return how many rows of a table, or of a folder of them, are truncated, of how many; None where none says it."""
+    path = Path(path)
+    found = []
+    for file in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
+        try:
+            found.append(parquet.read_table(file, columns=["truncated"])["truncated"].to_numpy())
+        except (OSError, arrow.ArrowInvalid):  # there is no such column, or no table, which who reads it whole will say
+            continue
+    return (int(sum(rows.sum() for rows in found)), sum(map(len, found))) if found else None
 
 
 def fingerprint(path: str | Path) -> str | None:

@@ -11,3 +11,15 @@ CONTINUATIONS = ["temperature", "greedy"]
 PROFILE = ["cell", "model", "task", "problem_id", "n_failed_rollouts", *FEATURES, *OPERATORS]  # a row's columns
 FACTS = ["failed_share", "n_tokens", "entropy", "kl", "junction", "agreement"]
 SIGNALS = ["delta_path", "g_cov", "logit_var", "entropy", "kl", "j"]
+THINKING = [  # what opens and closes a section of thought, by the models that write one; the last that closes counts
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
+    ("<seed:think>", "</seed:think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|channel|>analysis", "<|channel|>final<|message|>"),
+]
+PARTS = ["both", "thinking", "answer"]  # of a completion, which signals may be taken over
