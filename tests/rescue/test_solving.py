@@ -22,7 +22,7 @@ from salvage.rescue.loop import Attempt, Budget, Outcome, pair
 from scripted import Scripted, built_in, fitted, problems
 
 LAB = Cell("x-sft-0|digits", "models/s", "models/b", LAB_PROBLEMS, "sft", 0, "x", "transformers")
-OWN = Cell("mine|maths", "my/s", "my/b", "maths.jsonl", "unknown", 0, "own")
+OWN = Cell("mine|maths", "my/s", "my/b", "maths.jsonl", "unknown", 0, "own", "transformers")
 
 
 @pytest.fixture()
@@ -121,7 +121,7 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_a_pair_that_cannot_run_is_refused(loaded: Settings, looked: list[Any]) -> None:
     table = problems(2)
     assert solving.ready(OWN, loaded, table, quiet=False) is OWN
-    assert looked == [("my/s", "my/b", "auto", loaded["vllm"], table.to_dict("records"))]
+    assert looked == [("my/s", "my/b", "transformers", loaded["vllm"], table.to_dict("records"))]
     looked += [None] * 8
     with pytest.raises(SalvageError, match="its weights are torn"):
         solving.ready(OWN, loaded, table, quiet=False)
