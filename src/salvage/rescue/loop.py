@@ -207,7 +207,7 @@ class Loop:
         return own if self._operator(problem) in (SAMPLE, "retry") else 2 * own  # the ancestor runs beside it
 
     def _affords(self, problem: _Problem, left: float) -> bool:
-        return left >= self._cost(problem) / (1 if self.budget.unit == "attempts" else 2)
+        return left >= self._cost(problem) / 2  # of attempts, which are whole, that is one
 
     def _operator(self, problem: _Problem) -> str:
         if len(problem.attempts) < self.first:
