@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -22,9 +22,10 @@ class Says:
     """An engine that says nine."""
 
     context: int | None = None
+    ends: ClassVar[list[int]] = [9]
 
-    def encode(self, text: str) -> list[int]:
-        return [ord(c) for c in text]
+    def prompt(self, problem: dict[str, str]) -> list[int]:
+        return [ord(c) for c in problem["prompt"]]
 
     def text(self, tokens: list[int]) -> str:
         return "9"

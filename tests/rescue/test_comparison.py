@@ -112,6 +112,14 @@ def test_between_points_a_curve_is_a_line_and_beyond_them_unknown() -> None:
     assert np.isnan(_interpolated(np.array([0.9]), xs[:1], ys[:1])).all()
 
 
+def test_points_of_a_curve_may_be_close_or_the_same() -> None:
+    """Mean tokens differ by less than one; and not at all where one more budget bought nothing."""
+    told = _interpolated(np.array([1.25]), np.array([[1.0, 1.5, 9.0]]), np.array([[0.0, 1.0, 1.0]]))
+    np.testing.assert_allclose(told, [0.5])
+    told = _interpolated(np.array([2.0, 3.0]), np.array([[2.0, 2.0, 4.0]] * 2), np.array([[0.5, 0.5, 1.0]] * 2))
+    np.testing.assert_allclose(told, [0.5, 0.75])
+
+
 def test_an_arm_is_held_against_retry_at_the_budget_and_at_its_tokens() -> None:
     arms = [("retry", 1), ("retry", 2), ("mine", 1)]
     one = [[0.2, 10.0], [0.4, 20.0], [0.5, 15.0]]

@@ -145,6 +145,18 @@ def test_regimes_need_every_operator() -> None:
     assert set(told.why["expected"]) == {"retry", "dense_steer"}
 
 
+def test_shares_and_rates_are_told_to_four_digits() -> None:
+    """Of three remembered failures, one beyond reach: 0.3333, not 0.333333."""
+    whole = portfolio()
+    three = replace(
+        whole, place_=whole.place_[:3] + np.arange(3)[:, None], correct_=whole.correct_[[0, 0, 301]],
+        tried_=whole.tried_[:3],
+    )  # fmt: skip
+    (told,) = routes(fitted(three), failures(0), np.array([1.0]), by_attempts=True)
+    assert told.why["regime"] == {"beyond reach": 0.3333, "retry-solvable": 0.6667}
+    assert told.why["expected"]["sparse_steer"] == 0.3333
+
+
 # ------------------------------------------------------------------ other policies
 
 
@@ -172,11 +184,11 @@ def test_a_price_needs_a_portfolio(policy: Any) -> None:
 def test_a_fitted_portfolio_takes_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing stands in here: budgets of several sizes at once give the plans of each alone."""
     rng = np.random.default_rng(3)
-    table = pd.DataFrame(rng.random((80, 3)), columns=FEATURES).assign(
-        cell="m|t", task="t", problem_id=[f"q{i}" for i in range(80)], n_failed_rollouts=1
+    table = pd.DataFrame(rng.random((40, 3)), columns=FEATURES).assign(
+        cell="m|t", task="t", problem_id=[f"q{i}" for i in range(40)], n_failed_rollouts=1
     )
-    tried = np.full((80, 5), 8.0)
-    tallies = Tallies(rng.binomial(8, 0.4, (80, 5)).astype(float), tried, np.tile([10.0, 20, 20, 20, 20], (80, 1)))
+    tried = np.full((40, 5), 8.0)
+    tallies = Tallies(rng.binomial(8, 0.4, (40, 5)).astype(float), tried, np.tile([10.0, 20, 20, 20, 20], (40, 1)))
     made = Fitted.fit("portfolio", table, tallies, OPERATORS)
     asked = table.head(4).assign(problem_id=list("abcd"))
     left = np.array([2.0, 5.0, 2.0, 3.5])

@@ -360,7 +360,7 @@ WHOLE = {"truncated": False}
 
 def test_a_line_is_all_of_an_outcome_but_its_times(asked: list[dict[str, Any]]) -> None:
     done, _ = run(Budget(2), lambda t: {"correct": t.operator != SAMPLE, "n_ancestor_tokens": 1}, policy=POLICY)
-    assert done["p0"].times
+    assert done["p0"].times and "times" not in repr(done["p0"])
     assert json.loads(done["p0"].line()) == {
         "cell": "m|t", "problem_id": "p0", "prompt": "0+1:", "reference": "1", "status": "solved",
         "answer": "dense_steer0", "operator": "dense_steer",

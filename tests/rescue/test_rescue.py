@@ -87,14 +87,14 @@ def test_what_is_auto_is_fitted_to_the_pair_and_its_problems(
 ) -> None:
     asked: list[Any] = []
 
-    def fit(cell: Cell, settings: Settings, prompts: list[str]) -> Fit:
-        asked.append((cell, prompts))
+    def fit(cell: Cell, settings: Settings, problems: list[dict[str, Any]]) -> Fit:
+        asked.append((cell, problems))
         return Fit({"max_tokens": 5}, ["max_tokens 5"])
 
     monkeypatch.setattr(loops.fitting, "fit", fit)
     loaded.raw["sample"]["max_tokens"] = "auto"
     told = outcomes(settings=loaded)
-    assert asked == [(CELL, problems(6)["prompt"].tolist())]
+    assert asked == [(CELL, problems(6).to_dict("records"))]
     assert {a.model_tokens for o in told for a in o.attempts} == {5}
     assert opened[0][0].own == (("max_tokens", 5),)
 

@@ -110,8 +110,8 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Find no fault with any pair; return what was looked at."""
     seen: list[Any] = []
 
-    def look(*pair: str, prompts: list[str]) -> Iterator[Finding]:
-        seen.append((*pair, prompts))
+    def look(*pair: Any, problems: list[dict[str, Any]]) -> Iterator[Finding]:
+        seen.append((*pair, problems))
         yield Finding("models", len(seen) < 9, "its weights are torn")
 
     monkeypatch.setattr(solving, "look", look)
@@ -121,7 +121,7 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_a_pair_that_cannot_run_is_refused(loaded: Settings, looked: list[Any]) -> None:
     table = problems(2)
     assert solving.ready(OWN, loaded, table, quiet=False) is OWN
-    assert looked == [("my/s", "my/b", "auto", table["prompt"].tolist())]
+    assert looked == [("my/s", "my/b", "auto", loaded["vllm"], table.to_dict("records"))]
     looked += [None] * 8
     with pytest.raises(SalvageError, match="its weights are torn"):
         solving.ready(OWN, loaded, table, quiet=False)
@@ -136,8 +136,8 @@ def test_what_is_auto_is_fitted_to_a_pair_and_told(
 ) -> None:
     asked: list[Any] = []
 
-    def fit(cell: Cell, settings: Settings, prompts: list[str]) -> Fit:
-        asked.append((cell, settings, prompts))
+    def fit(cell: Cell, settings: Settings, problems: list[dict[str, Any]]) -> Fit:
+        asked.append((cell, settings, problems))
         return Fit({"max_tokens": 5, "batch": 6}, ["max_tokens 5 (short)", "batch 6 (small)"])
 
     monkeypatch.setattr(solving.fitting, "fit", fit)
@@ -145,7 +145,7 @@ def test_what_is_auto_is_fitted_to_a_pair_and_told(
     mine, table = replace(OWN, own=(("warmup", 1),)), problems(2)
     made = solving.ready(mine, loaded, table, quiet=False)
     assert made == replace(mine, own=(("warmup", 1), ("max_tokens", 5), ("batch", 6)))
-    assert asked == [(mine, loaded, table["prompt"].tolist())]
+    assert asked == [(mine, loaded, table.to_dict("records"))]
     assert capsys.readouterr().out == "rescue: fitted to the pair: max_tokens 5 (short), batch 6 (small)\n"
     assert solving.ready(mine, loaded, table, quiet=True) == made and capsys.readouterr().out == ""
     _, loop = solve(loaded, monkeypatch, outcome(), quiet=True)
