@@ -15,6 +15,9 @@ import scipy.special  # noqa: F401
 # a thread on each core, torch waits ten times as long for its threads. Commands that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# A name that is no folder is asked of the hub, five times with pauses: 23 s where there is no network.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 
 @pytest.fixture(scope="session")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:

@@ -342,7 +342,7 @@ def code_faults(text: str) -> list[str]:
                 yaml.safe_load(code)
             elif language == "python":
                 run_python(code)
-            elif language not in SHELL | {"mermaid"}:
+            elif language not in SHELL | {"mermaid", "text"}:
                 faults.append(f"no check knows the language {language!r}")
         except Exception as error:
             faults.append(f"{code}: {error!r}")

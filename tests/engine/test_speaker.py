@@ -57,4 +57,4 @@ def test_thinking_ends_with_the_last_token_that_closes_it(
 def test_other_models_marks_are_read_too() -> None:
     told = speaker(AddedToken("[THINK]", special=True), AddedToken("[/THINK]", special=True))
     tokens = ids(told, "[THINK]x[/THINK]7")
-    assert told.text(tokens) == "x7" and told.span([5], tokens, "answer") == (3, 4)
+    assert told.text(tokens) == "[THINK]x[/THINK]7" and told.span([5], tokens, "answer") == (3, 4)

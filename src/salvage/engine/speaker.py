@@ -6,6 +6,7 @@ import warnings
 from bisect import bisect_left
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,6 @@ class Speaker:
         said = models.text_config(self.configs[0])
         self.vocabulary: int = min(said.vocab_size, max(self.tokenizer.get_vocab().values()) + 1)
         self.context: int | None = getattr(said, "max_position_embeddings", None) or None
-        special = {i: token.content for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        self._special = set(special)
-        marks = [mark for pair in THINKING for mark in pair]
-        self._marks = {i for i, content in special.items() if any(content in mark for mark in marks)}
         self.strange: dict[int, str] = {}
         self.ends = [end for end in _ends(specialist, self.configs[0], self.tokenizer) if end < self.vocabulary]
         if ancestor is not None:
@@ -74,6 +71,17 @@ class Speaker:
                 f"{pair}: the specialist ends what it says with {self._token(beyond[0])}, for which the ancestor has "
                 "no embedding; give an ancestor whose embeddings were resized with the specialist's"
             )
+
+    @cached_property
+    def _special(self) -> dict[int, str]:
+        """The special tokens that were added to the vocabulary, by id."""
+        return {i: token.content for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+
+    @cached_property
+    def _marks(self) -> set[int]:
+        """Those of them that mark a thought."""
+        marks = [mark for pair in THINKING for mark in pair]
+        return {i for i, content in self._special.items() if any(content in mark for mark in marks)}
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a completion's text, without special tokens added."""

