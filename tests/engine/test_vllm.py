@@ -413,6 +413,7 @@ def test_a_killed_worker_is_told_of_and_a_second_start_goes_on(pair: tuple[Path,
         lines = [{"problem_id": f"p{i}", "prompt": f"{i}+1:", "answer": "3"} for i in range(900)]
         (folder / "problems.jsonl").write_text("\n".join(map(json.dumps, lines)))
         raw["cells"] = [{**raw["cells"][0], "name": name, "problems": "problems.jsonl"} for name in ("one", "two")]
+        raw["allow_none_right"] = True  # the models are random
         (folder / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
         assert salvage(folder, "problems").wait() == 0
     process = salvage(undisturbed, "sample")

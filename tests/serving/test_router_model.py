@@ -184,10 +184,11 @@ def test_rows_by_signals_are_served_as_the_features_that_they_make(store, port):
     table.to_parquet(store / "signals.parquet")
     body = (store / "signals.parquet").read_bytes()
     assert post(port, body, "application/vnd.apache.parquet")[1]["predictions"] == told
+    table.drop(columns="cell").to_parquet(store / "signals.parquet")  # a file has a cell in every row, or none
     command = ["route", "--profiles", "signals.parquet", "--model", "models:/salvage-router@champion"]
     command += ["--out", "routed.csv"]
     subprocess.run([sys.executable, "-m", "salvage", *command], cwd=store, env=environment(), check=True)
-    routed = pd.read_csv(store / "routed.csv").drop(columns="cell")
+    routed = pd.read_csv(store / "routed.csv")
     assert routed.astype(object).where(routed.notna(), None).to_dict("records") == told
 
     flat = [{"j": row["j"][0], "logit_var": row["logit_var"][0]} for row in BY_SIGNALS]

@@ -10,7 +10,6 @@ from typing import Any
 
 import yaml
 
-from salvage.engine.opening import from_generation_config
 from salvage.errors import SalvageError
 from salvage.project import settings
 
@@ -52,8 +51,11 @@ def declared(name: str) -> tuple[dict[str, Any], list[Path], list[Path]]:
         raise SalvageError(f"{name} is no stage of this project ({STAGES}); give it tables by its options instead")
     entry = stages[name]
     params = {key: _lookup(values, key) for key in entry.get("params", [])}
-    if {"sample", "sample.temperature"} & params.keys() and (told := from_generation_config(loaded)):
-        params["sample.auto"] = json.dumps(told)
+    if {"sample", "sample.temperature"} & params.keys():
+        from salvage.engine.opening import from_generation_config  # with torch, which the other stages go without
+
+        if told := from_generation_config(loaded):
+            params["sample.auto"] = json.dumps(told)
     outs = [
         out if isinstance(out, str) else next(iter(out)) for key in ("outs", "metrics") for out in entry.get(key, [])
     ]
