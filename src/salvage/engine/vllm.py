@@ -82,7 +82,6 @@ class VllmEngine(Speaker):
         self.dtype = str(saved(self.configs[0])).removeprefix("torch.") if dtype == "auto" else dtype
         self.tensor_parallel_size = tensor_parallel_size
         self.context = min([n for n in (self.context, max_model_len) if n], default=None)
-        self.load_format = "safetensors"  # never a pickle
         self._decoder: Any = None
         self._scorer: Any = None
         self._ending: list[finalize] = []
@@ -202,7 +201,7 @@ class VllmEngine(Speaker):
                     skip_tokenizer_init=True,
                     hf_overrides=overrides,
                     tensor_parallel_size=self.tensor_parallel_size,
-                    load_format=self.load_format,
+                    load_format="safetensors",  # never a pickle
                     max_model_len=self.context,
                     max_num_seqs=self.batch,
                     enforce_eager=not gpu(),
