@@ -53,7 +53,8 @@ def look(
         merged = whole(specialist, ancestor)
         speaker = Speaker(merged, ancestor)
         folders = [folder_of(name) for name in (merged, ancestor)]
-        yield from map(_model, ("specialist", "ancestor"), (specialist, ancestor), speaker.configs, folders)
+        called = specialist if merged == specialist else f"{specialist}, an adapter, merged"
+        yield from map(_model, ("specialist", "ancestor"), (called, ancestor), speaker.configs, folders)
         same = same_weights(*folders)
     except SalvageError as error:
         yield Finding("models", False, str(error))
@@ -105,10 +106,11 @@ def _model(about: str, name: str, config: Any, folder: Path) -> Finding:
 def _tokens(speaker: Any) -> Finding:
     tokenizer = speaker.tokenizer
     ends = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(speaker.ends)))
-    begin = repr(tokenizer.bos_token) if tokenizer.bos_token else "none"
+    begin = speaker.begin
+    first = f"a plain prompt begins with {begin!r}" if begin else "no first token (BOS)"
     template = "a chat template" if getattr(tokenizer, "chat_template", None) else "no chat template"
     return Finding(
-        "tokens", True, f"{speaker.vocabulary:,} that both have; begins with {begin}, ends with {ends}; {template}"
+        "tokens", True, f"{speaker.vocabulary:,} that both have; {first}, a completion ends with {ends}; {template}"
     )
 
 
@@ -118,7 +120,9 @@ def _context(speaker: Any, problems: list[dict[str, Any]] | None, max_tokens: in
     if not problems:
         return Finding("context", True, f"{speaker.context:,} tokens of prompt and completion")
     longest = max(len(speaker.prompt(problem)) for problem in problems)
-    told = f"{speaker.context:,} tokens; the longest prompt has {longest:,}, a completion at most {max_tokens:,}"
+    told = f"{speaker.context:,} tokens; the longest prompt has {longest:,}"
+    if max_tokens:
+        told += f", a completion at most {max_tokens:,}"
     if longest + max_tokens > speaker.context:
         return Finding("context", False, f"{told}; lower max_tokens or shorten that prompt")
     return Finding("context", True, told)

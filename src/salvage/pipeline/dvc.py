@@ -61,6 +61,8 @@ def targets(settings: Settings) -> list[str]:
     if settings.lab:
         return []
     MODELS.mkdir(parents=True, exist_ok=True)  # which stages depend on; here no lab model is made
+    if not any(MODELS.iterdir()):
+        (MODELS / "none").touch()  # else DVC warns of an empty folder, three times a stage
     names = yaml.safe_load(STAGES.read_text(encoding="utf-8"))["stages"]
     return [name for name in names if name != "lab"]
 
