@@ -26,7 +26,7 @@ def test_a_pair_that_belongs_together_is_all_well(pair: tuple[Path, Path]) -> No
     assert all(ok for ok, _ in told.values())
     assert list(told) == ["specialist", "ancestor", "difference", "tokens", "context", "engine", "memory"]
     assert "Qwen3ForCausalLM, 0.64 M parameters, saved in float32" in told["specialist"][1]
-    assert told["tokens"][1] == "22 that both have; no first token (BOS), a completion ends with '</s>'; no chat template"
+    assert told["tokens"][1] == "22 that both have; no first token (BOS), ends with '</s>'; no chat template"
     assert told["context"][1] == "96 tokens; the longest prompt has 6, a completion at most 24"
     assert told["engine"][1] == "transformers (as asked)"
     assert told["memory"][1].startswith("4.9 MiB of weights and 0.6 MiB for one sequence of full length")
@@ -34,9 +34,9 @@ def test_a_pair_that_belongs_together_is_all_well(pair: tuple[Path, Path]) -> No
 
 def test_the_first_token_of_a_plain_prompt_is_told_where_the_tokenizer_writes_it(tmp_path: Path) -> None:
     bare, bos = (shapes.pair(tmp_path / str(bos), "llama", bos=bos, template=shapes.CHATML) for bos in (False, True))
-    rest = "a completion ends with '</s>', '<|im_end|>'; a chat template"
+    rest = "ends with '</s>', '<|im_end|>'; a chat template"
     assert found(bare)["tokens"][1] == f"102 that both have; no first token (BOS), {rest}"  # though it has one
-    assert found(bos)["tokens"][1] == f"102 that both have; a plain prompt begins with '<s>', {rest}"
+    assert found(bos)["tokens"][1] == f"102 that both have; begins with '<s>', {rest}"
 
 
 def test_a_specialist_equal_to_its_ancestor_is_told(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -84,4 +84,5 @@ def test_the_doctor_looks_at_all_and_its_exit_code_tells(pair: tuple[Path, Path]
     assert [one["about"] for one in engines] == ["engine vllm", "engine transformers"]
     assert all("108 of 108 decodes as the method says" in one["told"] for one in engines)
     code, text, told = doctor(pair[0], pair[0])
-    assert code == 1 and text.endswith(f"\n1 wrong: difference ({pair[0].name})\n") and text.count("WRONG") == 1 and sum(one["ok"] is False for one in told) == 1
+    assert code == 1 and text.endswith(f"\n1 wrong: difference ({pair[0].name})\n")
+    assert text.count("WRONG") == 1 and sum(one["ok"] is False for one in told) == 1

@@ -106,12 +106,9 @@ def _model(about: str, name: str, config: Any, folder: Path) -> Finding:
 def _tokens(speaker: Any) -> Finding:
     tokenizer = speaker.tokenizer
     ends = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(speaker.ends)))
-    begin = speaker.begin
-    first = f"a plain prompt begins with {begin!r}" if begin else "no first token (BOS)"
+    first = f"begins with {speaker.begin!r}" if speaker.begin else "no first token (BOS)"
     template = "a chat template" if getattr(tokenizer, "chat_template", None) else "no chat template"
-    return Finding(
-        "tokens", True, f"{speaker.vocabulary:,} that both have; {first}, a completion ends with {ends}; {template}"
-    )
+    return Finding("tokens", True, f"{speaker.vocabulary:,} that both have; {first}, ends with {ends}; {template}")
 
 
 def _context(speaker: Any, problems: list[dict[str, Any]] | None, max_tokens: int) -> Finding:
