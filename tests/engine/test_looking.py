@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import shapes
-from salvage.engine import looking
+from salvage.engine import looking, opening
 from salvage.engine.looking import look, refuse
 from salvage.errors import SalvageError
 
@@ -68,6 +68,16 @@ def test_a_prompt_that_does_not_fit_and_too_little_memory_are_told(
     monkeypatch.setattr(looking, "memory", lambda: (2**30, 2**20))
     ok, told = found(pair)["memory"]
     assert ok is False and "1.0 MiB of the machine's 1.0 GiB are free; that is too little" in told
+
+
+def test_memory_is_as_vllm_counts_it_where_vllm_runs_the_pair(pair: tuple[Path, Path]) -> None:
+    if opening.chosen("auto")[0] != "vllm":
+        pytest.skip("vLLM cannot start here")
+    for share, well in ((0.45, True), (1e-6, False)):
+        findings = look(*map(str, pair), "auto", {"memory": share})
+        ok, told = {f.about: (f.ok, f.told) for f in findings}["memory"]
+        assert ok is well
+    assert "engine vllm may take 0.00 GiB of the machine's" in told and "raise vllm.memory" in told
 
 
 @pytest.mark.slow

@@ -140,7 +140,7 @@ def test_case_24_what_the_trial_cannot_know_is_left_to_the_start(
     loaded = settings.load()
     assert engine_of(cell(pair), loaded)[0] == "vllm"
     with pytest.raises(SalvageError, match=r"raise vllm\.memory"):
-        open_engine(cell(pair), loaded, ancestor=True)._cache()  # type: ignore[attr-defined]
+        open_engine(cell(pair), loaded, ancestor=True).room()  # type: ignore[attr-defined]
 
 
 def test_a_table_of_chats_owes_its_tokens_to_the_template_and_one_of_plain_prompts_does_not(

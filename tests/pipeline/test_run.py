@@ -277,6 +277,7 @@ def test_own_cells_have_no_lab_stages_and_no_studies_of_ours(project):
     assert targets(settings.load()) == []
     pipeline.override("own", pipeline.own_pair(*PAIR.values()))
     assert targets(settings.load()) == [name for name in STAGES[:-2] if name != "lab"]
+    assert any(settings.MODELS.iterdir()), "DVC warns of an empty folder"
 
 
 # ------------------------------------------------------------------ where it runs

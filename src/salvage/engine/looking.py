@@ -48,6 +48,7 @@ def look(
     from salvage.engine.checkpoint import folder_of, same_weights
     from salvage.engine.opening import engine_for
     from salvage.engine.speaker import Speaker
+    from salvage.engine.vllm import VllmEngine
 
     try:
         merged = whole(specialist, ancestor)
@@ -71,12 +72,16 @@ def look(
         yield _context(speaker, problems, max_tokens)
     except SalvageError as error:
         yield Finding("prompts", False, str(error))
+    name = ""
     try:
         name, why = engine_for(engine, specialist, ancestor, vllm)
         yield Finding("engine", True, f"{name} ({why})")
     except SalvageError as error:
         yield Finding("engine", False, str(error))
-    yield _memory(speaker, folders)
+    try:
+        yield _memory(speaker, folders, VllmEngine(merged, ancestor, **vllm) if name == "vllm" else None)
+    except SalvageError as error:
+        yield Finding("memory", False, str(error))
 
 
 def refuse(findings: Iterator[Finding]) -> list[Finding]:
@@ -125,11 +130,21 @@ def _context(speaker: Any, problems: list[dict[str, Any]] | None, max_tokens: in
     return Finding("context", True, told)
 
 
-def _memory(speaker: Any, folders: list[Path]) -> Finding:
+def _memory(speaker: Any, folders: list[Path], vllm: Any) -> Finding:
+    """Compare what a pair needs with what is free; vLLM, where it runs the pair, refuses by a rule of its own.
+
+    Raises
+    ------
+    SalvageError
+        Where vLLM does.
+    """
     import torch
 
     from salvage.engine.checkpoint import cache_bytes, entries, saved
 
+    if vllm:
+        vllm.room()
+        speaker = vllm  # its context may be bounded
     kinds = [saved(config) for config in speaker.configs]
     weights = sum(entries(folder) * kind.itemsize for folder, kind in zip(folders, kinds, strict=True))
     one = sum(cache_bytes(c, kind) for c, kind in zip(speaker.configs, kinds, strict=True)) * (speaker.context or 1)
@@ -143,8 +158,8 @@ def _memory(speaker: Any, folders: list[Path]) -> Finding:
         f"{_size(weights)} of weights and {_size(one)} for one sequence of full length; "
         f"{_size(free)} of the {where}'s {_size(whole)} are free"
     )
-    if weights + one > free:
-        return Finding("memory", False, f"{told}; that is too little: give it more, or bound vllm.max_model_len")
+    if weights > free:
+        return Finding("memory", False, f"{told}; that is too little: give it more, or take smaller models")
     return Finding("memory", True, told)
 
 

@@ -91,7 +91,7 @@ def _try(asked: dict[str, Any]) -> str:
 
     try:
         engine = VllmEngine(**asked, batch=2)
-        engine._cache()
+        engine.room()
     except SalvageError:  # nothing of vLLM's: the start itself will say what to do
         return ""
     texts = _texts(engine)

@@ -193,7 +193,7 @@ class VllmEngine(Speaker):
         }
         values: dict[str, Any] = {"runner": "pooling"} if scoring else {"logits_processors": [pair.STEERING]}
         values["dtype"] = self.dtype
-        values |= self._cache()
+        values |= self.room()
         with _unshaken():
             llm = _guarded(
                 lambda: LLM(
@@ -218,7 +218,7 @@ class VllmEngine(Speaker):
         self._ending.append(finalize(self, _end, key, llm.llm_engine.engine_core.shutdown))  # also without a close
         return llm
 
-    def _cache(self) -> dict[str, Any]:
+    def room(self) -> dict[str, Any]:
         """Return what vLLM is to take for its KV cache; refuse a pair that does not fit the memory."""
         kind = getattr(torch, self.dtype)
         weights = sum(weight_bytes(name, kind) for name in self.names)
