@@ -227,16 +227,17 @@ class VllmEngine(Speaker):
         if gpu():
             whole = torch.cuda.get_device_properties(0).total_memory * self.tensor_parallel_size
             have, where = int(whole * self.memory), "GPU"
+            more = "give it more GPUs (vllm.tensor_parallel_size)"
         else:  # workers beside each other share the machine as they share its cores
             whole, free = memory()
             whole = whole * torch.get_num_threads() // len(os.sched_getaffinity(0))
             have, where = min(int(whole * self.memory), free), "machine"
+            more = "give it more memory"
         if weights + one > have:
             raise SalvageError(
                 f"{' and '.join(self.names)} need {_gib(weights + one)} ({_gib(weights)} of weights in {self.dtype}, "
                 f"{_gib(one)} for one sequence of {self.context} tokens), and engine vllm may take {_gib(have)} of the "
-                f"{where}'s {_gib(whole)}; raise vllm.memory, lower vllm.max_model_len, or give it more GPUs "
-                "(vllm.tensor_parallel_size)"
+                f"{where}'s {_gib(whole)}; raise vllm.memory, lower vllm.max_model_len, or {more}"
             )
         if gpu():
             return {"gpu_memory_utilization": self.memory}
