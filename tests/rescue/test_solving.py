@@ -87,16 +87,19 @@ def test_ones_own_pair_needs_problems(loaded: Settings, tmp_path: Path) -> None:
         with pytest.raises(SalvageError, match="--problems is missing"):
             solving.choose(loaded, cell, specialist, ancestor, "", "auto")
     file = tmp_path / "own.jsonl"
-    file.write_text(json.dumps({"problem_id": "x", "prompt": "1+1:", "answer": "2"}) + "\n")
-    mine, table = solving.choose(loaded, "", "m/s", "m/b", str(file), "vllm")
+    file.write_text("".join(json.dumps({"problem_id": x, "prompt": "1+1:", "answer": "2"}) + "\n" for x in "xy"))
+    assert solving.choose(loaded, "", "m/s", "m/b", str(file), "vllm")[1]["problem_id"].tolist() == ["x", "y"]
+    mine, table = solving.choose(loaded, "", "m/s", "m/b", str(file), "vllm", limit=1)
     assert mine == pair("m/s", "m/b", engine="vllm") and table["problem_id"].tolist() == ["x"]
-    mine, table = solving.choose(loaded, OWN.name, "", "", str(file), "auto")
+    mine, table = solving.choose(loaded, OWN.name, "", "", f"{file}?limit=1", "auto")
     assert mine is OWN and table["problem_id"].tolist() == ["x"]
 
 
 def test_a_lab_cell_has_held_out_problems_unless_others_are_given(loaded: Settings, tmp_path: Path) -> None:
     mine, table = solving.choose(loaded, LAB.name, "", "", "", "auto")
     assert mine is LAB and table.equals(comparison.held_out(LAB, loaded, 4)) and len(table) == 4
+    assert solving.choose(loaded, LAB.name, "", "", "", "auto", limit=3)[1].equals(table.head(3))
+    assert solving.choose(loaded, LAB.name, "", "", "", "auto", limit=9)[1].equals(table)
     file = tmp_path / "own.jsonl"
     file.write_text(json.dumps({"problem_id": "x", "prompt": "1+1:", "answer": "2"}) + "\n")
     assert solving.choose(loaded, LAB.name, "", "", str(file), "auto")[1]["problem_id"].tolist() == ["x"]

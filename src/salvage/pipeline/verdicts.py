@@ -10,8 +10,8 @@ import pandas as pd
 
 from salvage.errors import SalvageError
 from salvage.problems import agreement
+from salvage.problems.formats import Record
 from salvage.problems.judging import Verdict
-from salvage.problems.thinking import answer_part
 from salvage.project.settings import DATA, LAB_PROBLEMS, Cell, Settings, problem_file
 from salvage.tables import schema
 from salvage.tables.files import whole_lines, write_text
@@ -65,6 +65,13 @@ def beside(table: Path) -> Path:
 def unverified(table: Path) -> list[dict[str, Any]]:
     """Return the completions of a table that have no verdict."""
     return _lines(beside(table))[1:]
+
+
+def keep(table: Path, none: list[tuple[Record, Verdict]]) -> None:
+    """Write down those of a table that was imported, in place of what was there."""
+    beside(table).unlink(missing_ok=True)
+    keys = [{"problem_id": record.problem_id, "rollout": record.rollout} for record, _ in none]
+    Unverified(table, "").note(keys, [record.text for record, _ in none], [verdict for _, verdict in none])
 
 
 def tell(stage: str, folder: str, settings: Settings, meaning: str) -> None:
@@ -141,18 +148,4 @@ def _shown(problems: pd.DataFrame, ids: list[str], texts: list[str]) -> str:
     answers = dict(zip(problems["problem_id"], problems["answer"], strict=True))
     first = {problem_id: text for problem_id, text in reversed(list(zip(ids, texts, strict=True)))}
     chosen = sorted(first, key=ids.index)[:SHOWN]
-    return "\n".join(f"  {p!r}: answer {_cut(answers[p])}, text {_end(first[p])}" for p in chosen)
-
-
-def _cut(text: str, most: int = 60) -> str:
-    return repr(text if len(text) <= most else text[:most] + "…")
-
-
-def _end(text: str, most: int = 80) -> str:
-    if answer_part(text) is None:
-        return f"{_tail(text, most)} (an unfinished thought, which no verifier reads)"
-    return _tail(text, most)
-
-
-def _tail(text: str, most: int) -> str:
-    return repr(text if len(text) <= most else "…" + text[-most:])
+    return "\n".join(f"  {agreement.told(p, answers[p], first[p])}" for p in chosen)

@@ -33,9 +33,12 @@ TOLD = 10.0  # seconds between lines where there is no terminal
 
 
 def choose(
-    settings: Settings, cell: str, specialist: str, ancestor: str, problems: str, engine: str
+    settings: Settings, cell: str, specialist: str, ancestor: str, problems: str, engine: str, limit: int = 0
 ) -> tuple[Cell, pd.DataFrame]:
-    """Return the pair of models that is meant, and its problems: the lab's cells have held-out ones."""
+    """Return the pair of models that is meant, and its problems, the first so many where there is a limit.
+
+    The lab's cells have held-out ones.
+    """
     known = {c.name: c for c in settings.cells}
     if cell and (specialist or ancestor):
         raise SalvageError("--cell names a pair of params.yaml; leave --specialist and --ancestor out, or it")
@@ -46,10 +49,11 @@ def choose(
         raise SalvageError("a pair of models is needed: --specialist with --ancestor, or --cell of params.yaml")
     mine = known[cell] if cell else pair(specialist, ancestor, engine=engine)
     if problems:
-        return mine, problem_sets.load(problems)
+        return mine, problem_sets.load(problem_sets.limited(problems, limit))
     if mine.problems != LAB_PROBLEMS:
         raise SalvageError("--problems is missing; give a problem file (JSONL) or a set by name")
-    return mine, comparison.held_out(mine, settings, int(settings.profile_values["rescue"]))
+    most = int(settings.profile_values["rescue"])
+    return mine, comparison.held_out(mine, settings, min(limit or most, most))
 
 
 def solve(
