@@ -79,6 +79,7 @@ def test_route_imports_neither_torch_nor_mlflow(file):
     ("arguments", "sentence"),
     [
         (["route", "--profiles", "none.csv"], "none.csv: there is no such file"),
+        (["route", "--profiles", "no\nne\x1b[31m.csv"], r"no\nne\x1b[31m.csv: there is no such file"),
         (["route", "--profiles", "failures.csv", "--reference", "x.csv", "--model", "y"], "choose one"),
         (["route", "--profiles", "failures.csv", "--no-fallback", "--model", "y"], "--no-fallback does not go"),
         (["regimes"], "there is no dvc.yaml here, and regimes is a stage of a project"),

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from salvage import __version__
-from salvage.errors import SalvageError
-from salvage.project import extras
+from salvage.errors import SalvageError, shown
+from salvage.project import extras, warned
 
 if TYPE_CHECKING:
     from salvage.project.settings import Settings
@@ -51,15 +50,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing but results an
 def main() -> None:
     """Run the program; a user's mistake is one sentence on standard error and exit code 2."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else vLLM's start on a CPU ends in torch's own warnings
-    default = warnings.showwarning
-
-    def show(message: Any, category: Any, filename: str, *rest: Any) -> None:
-        if Path(__file__).parent in Path(filename).parents:  # our own are sentences for the user
-            print(f"salvage: {message}", file=sys.stderr)
-        else:
-            default(message, category, filename, *rest)
-
-    warnings.showwarning = show  # type: ignore[assignment]
+    warned.in_our_words()
     try:
         try:
             app()
@@ -73,7 +64,8 @@ def main() -> None:
     except OSError as error:
         if error.errno is None:  # a library's own word, not the system's
             raise
-        _end(f"{error.filename or 'the system'}: {error.strerror}; check the path, its permissions and the space left")
+        named = shown(str(error.filename or "the system"))
+        _end(f"{named}: {error.strerror}; check the path, its permissions and the space left")
     except ModuleNotFoundError as error:
         extra = extras.brings(error.name or "")
         if extra is None:

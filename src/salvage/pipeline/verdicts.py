@@ -125,9 +125,11 @@ def _refuse(cell: Cell, settings: Settings) -> None:
         return
     raise SalvageError(
         f"sample: cell {cell.name!r}: {right} of {count} right by the verifier {' and '.join(sorted(own))}"
-        f"{_without(none)}. {_advice(others)}\n{_shown(problems, ids, texts)}\nName another verifier in "
+        f"{_without(none)}. {_advice(others)}",
+        *_shown(problems, ids, texts),
+        "Name another verifier in "
         f"{cell.problems}, or correct its answers; where the problems are that hard, set allow_none_right: true in "
-        "params.yaml and run again: nothing is sampled twice"
+        "params.yaml and run again: nothing is sampled twice",
     )
 
 
@@ -144,8 +146,8 @@ def _advice(others: list[agreement.Agreement]) -> str:
     )
 
 
-def _shown(problems: pd.DataFrame, ids: list[str], texts: list[str]) -> str:
+def _shown(problems: pd.DataFrame, ids: list[str], texts: list[str]) -> list[str]:
     answers = dict(zip(problems["problem_id"], problems["answer"], strict=True))
     first = {problem_id: text for problem_id, text in reversed(list(zip(ids, texts, strict=True)))}
     chosen = sorted(first, key=ids.index)[:SHOWN]
-    return "\n".join(f"  {agreement.told(p, answers[p], first[p])}" for p in chosen)
+    return [f"  {agreement.told(p, answers[p], first[p])}" for p in chosen]
