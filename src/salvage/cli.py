@@ -108,10 +108,19 @@ def _load(stage: str) -> Settings:
 
 def _stage(name: str, quiet: bool) -> None:
     loaded = _load(name)
-    from salvage.pipeline import stages
+    _declared_stage(name, loaded, quiet=quiet)
+
+
+def _declared_stage(name: str, loaded: Settings, function: str = "", **how: Any) -> None:
+    """Do a stage's work; what runs models is imported once there is a project to do it in."""
     from salvage.pipeline.declared import stage
 
-    stage(name, lambda: getattr(stages, name)(loaded, quiet=quiet))
+    def work() -> None:
+        from salvage.pipeline import stages
+
+        getattr(stages, function or name)(loaded, **how)
+
+    stage(name, work)
 
 
 @app.command()
@@ -147,11 +156,7 @@ def lab(
 @app.command()
 def problems(limit: Limit = 0, quiet: Quiet = False) -> None:
     """Write the problem set of every cell."""
-    loaded = _load("problems")
-    from salvage.pipeline import stages
-    from salvage.pipeline.declared import stage
-
-    stage("problems", lambda: stages.problem_sets(loaded, limit, quiet=quiet))
+    _declared_stage("problems", _load("problems"), "problem_sets", limit=limit, quiet=quiet)
 
 
 @app.command()
@@ -377,11 +382,14 @@ def rescue(
     else:
         extras.need("salvage rescue", "engine")
         from salvage.project import settings
+        from salvage.rescue import choosing
+
+        loaded = settings.load()
+        mine, table = choosing.choose(loaded, cell, specialist, ancestor, problems, engine, limit)
         from salvage.rescue import solving
         from salvage.rescue.loop import Budget
 
-        loaded, budget = settings.load(), Budget(tokens or attempts or 8, "tokens" if tokens else "attempts", in_all)
-        mine, table = solving.choose(loaded, cell, specialist, ancestor, problems, engine, limit)
+        budget = Budget(tokens or attempts or 8, "tokens" if tokens else "attempts", in_all)
         if not compare:
             sys.exit(bool(solving.solve(loaded, mine, table, policy, budget, price, Path(out), traces, quiet=quiet)))
         rows = solving.compare(loaded, mine, table, compare.split(","), quiet=quiet)
@@ -432,7 +440,6 @@ def doctor(
     extras.need("salvage doctor", "engine")
     from rich.console import Console
 
-    from salvage.pipeline import doctor as looking
     from salvage.problems import sets
     from salvage.project import settings
     from salvage.tables import files
@@ -440,12 +447,16 @@ def doctor(
     ancestor = ancestor or settings.adapter_base(specialist)
     if bool(specialist) != bool(ancestor):
         raise SalvageError("a pair is both: give --specialist and --ancestor")
+    if not specialist and (problems or limit):
+        raise SalvageError("--problems and --limit are of a pair; give --specialist and --ancestor with them")
     loaded = settings.load()
     if specialist:
         rows = sets.load(sets.limited(problems, limit)).to_dict("records") if problems or limit else None
         pairs = {Path(specialist).name: (specialist, ancestor, engine, rows)}
     else:
         pairs = {cell.name: (cell.specialist, cell.ancestor, cell.engine, None) for cell in loaded.own}
+    from salvage.pipeline import doctor as looking  # with the models' libraries, which a mistake need not wait for
+
     console = Console()
     found: list[dict[str, Any]] = []
     for section, finding in looking.doctor(pairs, loaded["vllm"]):

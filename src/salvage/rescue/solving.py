@@ -17,43 +17,18 @@ from salvage.engine import fitting
 from salvage.engine.looking import look, refuse
 from salvage.engine.opening import engine_of
 from salvage.errors import SalvageError
-from salvage.problems import sets as problem_sets
 from salvage.project import extras
 from salvage.project.pool import bar
-from salvage.project.settings import LAB_PROBLEMS, Cell, Settings, adapter_base
+from salvage.project.settings import LAB_PROBLEMS, Cell, Settings
 from salvage.reports.page import RESCUE, VIEWS
 from salvage.reports.plain import PlainTable
 from salvage.reports.tables import arm_table, show_table
 from salvage.rescue import comparison
-from salvage.rescue.loop import SOLVED, UNVERIFIED, Attempt, Budget, Outcome, pair, rescue
+from salvage.rescue.loop import SOLVED, UNVERIFIED, Attempt, Budget, Outcome, rescue
 from salvage.serving import policy_uri
 from salvage.tables.files import write_json
 
 TOLD = 10.0  # seconds between lines where there is no terminal
-
-
-def choose(
-    settings: Settings, cell: str, specialist: str, ancestor: str, problems: str, engine: str, limit: int = 0
-) -> tuple[Cell, pd.DataFrame]:
-    """Return the pair of models that is meant, and its problems, the first so many where there is a limit.
-
-    The lab's cells have held-out ones.
-    """
-    known = {c.name: c for c in settings.cells}
-    if cell and (specialist or ancestor):
-        raise SalvageError("--cell names a pair of params.yaml; leave --specialist and --ancestor out, or it")
-    if cell and cell not in known:
-        raise SalvageError(f"cell {cell!r} is not one of {', '.join(known)}; correct --cell")
-    ancestor = ancestor or adapter_base(specialist)
-    if not cell and not (specialist and ancestor):
-        raise SalvageError("a pair of models is needed: --specialist with --ancestor, or --cell of params.yaml")
-    mine = known[cell] if cell else pair(specialist, ancestor, engine=engine)
-    if problems:
-        return mine, problem_sets.load(problem_sets.limited(problems, limit))
-    if mine.problems != LAB_PROBLEMS:
-        raise SalvageError("--problems is missing; give a problem file (JSONL) or a set by name")
-    most = int(settings.profile_values["rescue"])
-    return mine, comparison.held_out(mine, settings, min(limit or most, most))
 
 
 def solve(
