@@ -67,6 +67,15 @@ def unverified(table: Path) -> list[dict[str, Any]]:
     return _lines(beside(table))[1:]
 
 
+def counted() -> dict[str, int]:
+    """Return how many rollouts and attempts of this project have no verdict, where any has none."""
+    counts = {
+        folder: sum(len(_lines(path)) - 1 for path in (DATA / folder).glob("*.unverified.jsonl"))
+        for folder in ("rollouts", "attempts")
+    }
+    return {folder: n for folder, n in counts.items() if n}
+
+
 def keep(table: Path, none: list[tuple[Record, Verdict]]) -> None:
     """Write down those of a table that was imported, in place of what was there."""
     beside(table).unlink(missing_ok=True)

@@ -35,6 +35,7 @@ class SoFar:
     anchor: str
     continuation: str
     window: int
+    unverified: int = 0  # rollouts without a verdict, which are left out
 
     @property
     def failed(self) -> pd.DataFrame:
@@ -65,9 +66,10 @@ class SoFar:
             return "No shard of rollouts is finished yet."
         n, asked = self.failed["problem_id"].nunique(), self.rollouts["problem_id"].nunique()
         share = 100 * float(self.rollouts["correct"].mean())
+        lost = f" {self.unverified:,} more have no verdict." if self.unverified else ""
         return (
             f"{n:,} of {asked:,} problems were failed at least once; {share:.0f}% of {len(self.rollouts):,} "
-            f"rollouts are right, and they took {self.rollouts['n_tokens'].median():.0f} tokens (the median)."
+            f"rollouts are right, and they took {self.rollouts['n_tokens'].median():.0f} tokens (the median).{lost}"
         )
 
     def operators(self) -> list[tuple[str, str, str]]:
