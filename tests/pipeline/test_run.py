@@ -291,7 +291,12 @@ def test_own_cells_have_no_lab_stages_and_no_studies_of_ours(project):
 
     assert targets(settings.load()) == []
     pipeline.override("own", pipeline.own_pair(*PAIR.values()))
-    assert targets(settings.load()) == [name for name in STAGES[:-2] if name != "lab"]
+    for path in ("metrics/rescue.json", "data/rescue/views.json", "data/rescue/qwen3--digits.parquet"):
+        (project / path).parent.mkdir(parents=True, exist_ok=True)
+        (project / path).write_text("of the lab's cells")
+    assert targets(settings.load()) == [name for name in STAGES[:-2] if name not in ("lab", "rescue")]
+    assert json.loads((project / "metrics/rescue.json").read_text()) == []
+    assert {path.name: path.read_text() for path in (project / "data/rescue").iterdir()} == {"views.json": "[]\n"}
 
 
 # ------------------------------------------------------------------ where it runs

@@ -196,6 +196,13 @@ def compare_stage(settings: Settings, *, quiet: bool) -> list[dict[str, Any]]:
     return rows
 
 
+def clear() -> None:
+    """Leave no comparison, for a run without lab cells: one that was made before is of other cells."""
+    comparison.drop_others(set())
+    write_json(VIEWS, [])
+    write_json(RESCUE, [])
+
+
 def _trace_shown() -> None:
     """Trace the failures that are shown, once: what a second run did not do again is not traced again."""
     from salvage.rescue import tracing
