@@ -131,7 +131,7 @@ def _told(title: str, rates: dict[str, float], ratios: dict[str, float]) -> dict
 def _bare(folder: str, mine: VllmEngine, **values: Any) -> Any:
     """Start vLLM on one model, as anybody would."""
     LLM, _ = _imported()
-    a_token = mine._cache()["kv_cache_memory_bytes"]
+    a_token = mine.room()["kv_cache_memory_bytes"]
     llm = LLM(
         folder,
         dtype="float32",

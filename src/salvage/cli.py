@@ -464,7 +464,9 @@ def doctor(
         found.append({"section": section, **vars(finding)})
     if json:
         files.write_json(Path(json), found)
-    if any(one["ok"] is False for one in found):
+    wrong = [f"{one['about']} ({one['section']})" for one in found if one["ok"] is False]
+    print(f"{len(wrong)} wrong: {', '.join(wrong)}" if wrong else "nothing is wrong")
+    if wrong:
         raise typer.Exit(1)
 
 

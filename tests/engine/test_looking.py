@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from salvage.engine import looking
+import shapes
+from salvage.engine import looking, opening
 from salvage.engine.looking import look, refuse
 from salvage.errors import SalvageError
 
@@ -25,10 +26,17 @@ def test_a_pair_that_belongs_together_is_all_well(pair: tuple[Path, Path]) -> No
     assert all(ok for ok, _ in told.values())
     assert list(told) == ["specialist", "ancestor", "difference", "tokens", "context", "engine", "memory"]
     assert "Qwen3ForCausalLM, 0.64 M parameters, saved in float32" in told["specialist"][1]
-    assert told["tokens"][1] == "22 that both have; begins with none, ends with '</s>'; no chat template"
+    assert told["tokens"][1] == "22 that both have; no first token (BOS), ends with '</s>'; no chat template"
     assert told["context"][1] == "96 tokens; the longest prompt has 6, a completion at most 24"
     assert told["engine"][1] == "transformers (as asked)"
     assert told["memory"][1].startswith("4.9 MiB of weights and 0.6 MiB for one sequence of full length")
+
+
+def test_the_first_token_of_a_plain_prompt_is_told_where_the_tokenizer_writes_it(tmp_path: Path) -> None:
+    bare, bos = (shapes.pair(tmp_path / str(bos), "llama", bos=bos, template=shapes.CHATML) for bos in (False, True))
+    rest = "ends with '</s>', '<|im_end|>'; a chat template"
+    assert found(bare)["tokens"][1] == f"102 that both have; no first token (BOS), {rest}"  # though it has one
+    assert found(bos)["tokens"][1] == f"102 that both have; begins with '<s>', {rest}"
 
 
 def test_a_specialist_equal_to_its_ancestor_is_told(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -62,6 +70,16 @@ def test_a_prompt_that_does_not_fit_and_too_little_memory_are_told(
     assert ok is False and "1.0 MiB of the machine's 1.0 GiB are free; that is too little" in told
 
 
+def test_memory_is_as_vllm_counts_it_where_vllm_runs_the_pair(pair: tuple[Path, Path]) -> None:
+    if opening.chosen("auto")[0] != "vllm":
+        pytest.skip("vLLM cannot start here")
+    for share, well in ((0.45, True), (1e-6, False)):
+        findings = look(*map(str, pair), "auto", {"memory": share})
+        ok, told = {f.about: (f.ok, f.told) for f in findings}["memory"]
+        assert ok is well
+    assert "engine vllm may take 0.00 GiB of the machine's" in told and "raise vllm.memory" in told
+
+
 @pytest.mark.slow
 def test_the_doctor_looks_at_all_and_its_exit_code_tells(pair: tuple[Path, Path], tmp_path: Path) -> None:
     def doctor(*models: Path) -> tuple[int, str, list[dict]]:
@@ -71,9 +89,10 @@ def test_the_doctor_looks_at_all_and_its_exit_code_tells(pair: tuple[Path, Path]
         return done.returncode, done.stdout, json.loads((tmp_path / "found.json").read_text())
 
     code, text, told = doctor(*pair)
-    assert code == 0 and "WRONG" not in text
+    assert code == 0 and "WRONG" not in text and text.endswith("\nnothing is wrong\n")
     engines = [one for one in told if one["section"].startswith("every operator")]
     assert [one["about"] for one in engines] == ["engine vllm", "engine transformers"]
     assert all("108 of 108 decodes as the method says" in one["told"] for one in engines)
     code, text, told = doctor(pair[0], pair[0])
-    assert code == 1 and text.count("WRONG") == 1 and sum(one["ok"] is False for one in told) == 1
+    assert code == 1 and text.endswith(f"\n1 wrong: difference ({pair[0].name})\n")
+    assert text.count("WRONG") == 1 and sum(one["ok"] is False for one in told) == 1

@@ -50,6 +50,13 @@ def test_what_is_auto_is_fitted_and_written_once(project: Path, capsys: pytest.C
     assert Path("params.yaml").read_bytes() == before and not capsys.readouterr().out
 
 
+def test_what_is_fitted_stands_with_its_entry_and_the_empty_line_after_it(project: Path) -> None:
+    Path("params.yaml").write_text(Path("params.yaml").read_text() + "\nmethods: [sft] # below\n")
+    prepare(settings.load(), quiet=True)
+    _, _, after = Path("params.yaml").read_text().partition("engine: transformers\n")
+    assert after == "  max_tokens: 92\n  batch: 512\n  top_k_cov: 2\n  warmup: 8\n\nmethods: [sft] # below\n"
+
+
 def test_a_number_that_stands_there_is_kept(project: Path) -> None:
     with Path("params.yaml").open("a") as file:
         file.write("    max_tokens: 20\nfeaturize: {top_k_cov: 7}\n")

@@ -297,6 +297,7 @@ def test_own_cells_have_no_lab_stages_and_no_studies_of_ours(project):
     assert targets(settings.load()) == [name for name in STAGES[:-2] if name not in ("lab", "rescue")]
     assert json.loads((project / "metrics/rescue.json").read_text()) == []
     assert {path.name: path.read_text() for path in (project / "data/rescue").iterdir()} == {"views.json": "[]\n"}
+    assert any(settings.MODELS.iterdir()), "DVC warns of an empty folder"
 
 
 # ------------------------------------------------------------------ where it runs

@@ -48,12 +48,14 @@ def look(
     from salvage.engine.checkpoint import folder_of, same_weights
     from salvage.engine.opening import engine_for
     from salvage.engine.speaker import Speaker
+    from salvage.engine.vllm import VllmEngine
 
     try:
         merged = whole(specialist, ancestor)
         speaker = Speaker(merged, ancestor)
         folders = [folder_of(name) for name in (merged, ancestor)]
-        yield from map(_model, ("specialist", "ancestor"), (specialist, ancestor), speaker.configs, folders)
+        called = specialist if merged == specialist else f"{specialist}, an adapter, merged"
+        yield from map(_model, ("specialist", "ancestor"), (called, ancestor), speaker.configs, folders)
         same = same_weights(*folders)
     except SalvageError as error:
         yield Finding("models", False, str(error))
@@ -70,12 +72,16 @@ def look(
         yield _context(speaker, problems, max_tokens)
     except SalvageError as error:
         yield Finding("prompts", False, str(error))
+    name = ""
     try:
         name, why = engine_for(engine, specialist, ancestor, vllm)
         yield Finding("engine", True, f"{name} ({why})")
     except SalvageError as error:
         yield Finding("engine", False, str(error))
-    yield _memory(speaker, folders)
+    try:
+        yield _memory(speaker, folders, VllmEngine(merged, ancestor, **vllm) if name == "vllm" else None)
+    except SalvageError as error:
+        yield Finding("memory", False, str(error))
 
 
 def refuse(findings: Iterator[Finding]) -> list[Finding]:
@@ -105,11 +111,9 @@ def _model(about: str, name: str, config: Any, folder: Path) -> Finding:
 def _tokens(speaker: Any) -> Finding:
     tokenizer = speaker.tokenizer
     ends = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(speaker.ends)))
-    begin = repr(tokenizer.bos_token) if tokenizer.bos_token else "none"
+    first = f"begins with {speaker.begin!r}" if speaker.begin else "no first token (BOS)"
     template = "a chat template" if getattr(tokenizer, "chat_template", None) else "no chat template"
-    return Finding(
-        "tokens", True, f"{speaker.vocabulary:,} that both have; begins with {begin}, ends with {ends}; {template}"
-    )
+    return Finding("tokens", True, f"{speaker.vocabulary:,} that both have; {first}, ends with {ends}; {template}")
 
 
 def _context(speaker: Any, problems: list[dict[str, Any]] | None, max_tokens: int) -> Finding:
@@ -118,17 +122,29 @@ def _context(speaker: Any, problems: list[dict[str, Any]] | None, max_tokens: in
     if not problems:
         return Finding("context", True, f"{speaker.context:,} tokens of prompt and completion")
     longest = max(len(speaker.prompt(problem)) for problem in problems)
-    told = f"{speaker.context:,} tokens; the longest prompt has {longest:,}, a completion at most {max_tokens:,}"
+    told = f"{speaker.context:,} tokens; the longest prompt has {longest:,}"
+    if max_tokens:
+        told += f", a completion at most {max_tokens:,}"
     if longest + max_tokens > speaker.context:
         return Finding("context", False, f"{told}; lower max_tokens or shorten that prompt")
     return Finding("context", True, told)
 
 
-def _memory(speaker: Any, folders: list[Path]) -> Finding:
+def _memory(speaker: Any, folders: list[Path], vllm: Any) -> Finding:
+    """Compare what a pair needs with what is free; vLLM, where it runs the pair, refuses by a rule of its own.
+
+    Raises
+    ------
+    SalvageError
+        Where vLLM does.
+    """
     import torch
 
     from salvage.engine.checkpoint import cache_bytes, entries, saved
 
+    if vllm:
+        vllm.room()
+        speaker = vllm  # its context may be bounded
     kinds = [saved(config) for config in speaker.configs]
     weights = sum(entries(folder) * kind.itemsize for folder, kind in zip(folders, kinds, strict=True))
     one = sum(cache_bytes(c, kind) for c, kind in zip(speaker.configs, kinds, strict=True)) * (speaker.context or 1)
@@ -142,8 +158,8 @@ def _memory(speaker: Any, folders: list[Path]) -> Finding:
         f"{_size(weights)} of weights and {_size(one)} for one sequence of full length; "
         f"{_size(free)} of the {where}'s {_size(whole)} are free"
     )
-    if weights + one > free:
-        return Finding("memory", False, f"{told}; that is too little: give it more, or bound vllm.max_model_len")
+    if weights > free:
+        return Finding("memory", False, f"{told}; that is too little: give it more, or take smaller models")
     return Finding("memory", True, told)
 
 

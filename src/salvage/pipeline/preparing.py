@@ -51,6 +51,11 @@ def _write(path: Path, fits: dict[int, dict[str, int]]) -> None:
     editor.width = 4096
     values = editor.load(path.read_text(encoding="utf-8"))
     for i, fit in fits.items():
-        values["cells"][i].update(fit)
+        entry = values["cells"][i]
+        last = next(reversed(entry))
+        entry.update(fit)
+        blank = entry.ca.items.get(last)
+        if blank and not blank[2].value.strip():  # the empty line that parts the entry from what follows
+            entry.ca.items[next(reversed(entry))] = entry.ca.items.pop(last)
     with beside(path) as part, part.open("w", encoding="utf-8") as file:
         editor.dump(values, file)
