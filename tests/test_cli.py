@@ -65,10 +65,22 @@ def test_route_reads_parquet_as_csv(file):
     assert parquet.stdout == _salvage(file.parent, "route", "--profiles", "failures.csv").stdout
 
 
-def test_route_imports_neither_torch_nor_mlflow(file):
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["route", "--profiles", "failures.csv"],
+        ["--help"],
+        ["sample"],
+        ["run", "--specialist", "mine"],
+        ["rescue", "--specialist", "mine"],
+        ["doctor", "--specialist", "mine"],
+        ["show", "p0", "--outcomes", "none.jsonl"],
+    ],
+)
+def test_route_and_a_mistake_import_neither_torch_nor_mlflow(file, arguments):
     code = (
         "import sys\nfrom salvage import cli\n"
-        f"sys.argv = ['salvage', 'route', '--profiles', '{file.name}']\n"
+        f"sys.argv = ['salvage', *{arguments}]\n"
         "try:\n    cli.main()\nexcept SystemExit:\n    pass\n"
         "print('heavy:', [m for m in ('torch', 'mlflow', 'transformers', 'sklearn', 'matplotlib') if m in sys.modules])"
     )
@@ -79,11 +91,15 @@ def test_route_imports_neither_torch_nor_mlflow(file):
     ("arguments", "sentence"),
     [
         (["route", "--profiles", "none.csv"], "none.csv: there is no such file"),
+        (["route", "--profiles", "no\nne\x1b[31m.csv"], r"no\nne\x1b[31m.csv: there is no such file"),
         (["route", "--profiles", "failures.csv", "--reference", "x.csv", "--model", "y"], "choose one"),
         (["route", "--profiles", "failures.csv", "--no-fallback", "--model", "y"], "--no-fallback does not go"),
         (["regimes"], "there is no dvc.yaml here, and regimes is a stage of a project"),
         (["sample"], "there is no dvc.yaml here, and sample is a stage of a project"),
         (["run"], "there is no params.yaml here, which a project has"),
+        (["run", "--limit", "3"], "--limit is of a problem set; give --problems with it"),
+        (["rescue", "--limit", "3"], "--limit is of one's own problems"),
+        (["doctor", "--limit", "3"], "--problems and --limit are of a pair"),
         (["register", "--out", "p.json", "--force"], "--out registers nothing"),
         (["route", "--profiles", "failures.csv", "--model", "none.json"], "none.json cannot be read"),
     ],

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from salvage import __version__
-from salvage.errors import SalvageError
-from salvage.project import extras
+from salvage.errors import SalvageError, shown
+from salvage.project import extras, warned
 
 if TYPE_CHECKING:
     from salvage.project.settings import Settings
@@ -44,21 +43,14 @@ NEEDS = {  # of a stage of the pipeline, beyond what every command has
 PREPARED = dict.fromkeys(  # what the workers of a stage import
     ("sample", "featurize", "intervene", "rescue"), ("salvage.rescue.comparison", "salvage.engine.transformers")
 ) | {"lab": ("salvage.pipeline.stages", "salvage.lab.specialists")}
+Limit = Annotated[int, typer.Option("--limit", min=0, help="Take the first so many problems alone. 0: all.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing but results and errors.")]
 
 
 def main() -> None:
     """Run the program; a user's mistake is one sentence on standard error and exit code 2."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else vLLM's start on a CPU ends in torch's own warnings
-    default = warnings.showwarning
-
-    def show(message: Any, category: Any, filename: str, *rest: Any) -> None:
-        if Path(__file__).parent in Path(filename).parents:  # our own are sentences for the user
-            print(f"salvage: {message}", file=sys.stderr)
-        else:
-            default(message, category, filename, *rest)
-
-    warnings.showwarning = show  # type: ignore[assignment]
+    warned.in_our_words()
     try:
         try:
             app()
@@ -72,7 +64,8 @@ def main() -> None:
     except OSError as error:
         if error.errno is None:  # a library's own word, not the system's
             raise
-        _end(f"{error.filename or 'the system'}: {error.strerror}; check the path, its permissions and the space left")
+        named = shown(str(error.filename or "the system"))
+        _end(f"{named}: {error.strerror}; check the path, its permissions and the space left")
     except ModuleNotFoundError as error:
         extra = extras.brings(error.name or "")
         if extra is None:
@@ -115,11 +108,19 @@ def _load(stage: str) -> Settings:
 
 def _stage(name: str, quiet: bool) -> None:
     loaded = _load(name)
-    from salvage.pipeline import stages
+    _declared_stage(name, loaded, quiet=quiet)
+
+
+def _declared_stage(name: str, loaded: Settings, function: str = "", **how: Any) -> None:
+    """Do a stage's work; what runs models is imported once there is a project to do it in."""
     from salvage.pipeline.declared import stage
 
-    work = stages.problem_sets if name == "problems" else getattr(stages, name)
-    stage(name, lambda: work(loaded, quiet=quiet))
+    def work() -> None:
+        from salvage.pipeline import stages
+
+        getattr(stages, function or name)(loaded, **how)
+
+    stage(name, work)
 
 
 @app.command()
@@ -153,9 +154,9 @@ def lab(
 
 
 @app.command()
-def problems(quiet: Quiet = False) -> None:
+def problems(limit: Limit = 0, quiet: Quiet = False) -> None:
     """Write the problem set of every cell."""
-    _stage("problems", quiet)
+    _declared_stage("problems", _load("problems"), "problem_sets", limit=limit, quiet=quiet)
 
 
 @app.command()
@@ -344,6 +345,7 @@ def rescue(
     ] = "",
     cell: Annotated[str, typer.Option(help="A pair of params.yaml by name, in place of the two.")] = "",
     problems: Annotated[str, typer.Option(help="A problem file (JSONL) or set; a lab cell has held-out ones.")] = "",
+    limit: Limit = 0,
     policy: Annotated[
         str, typer.Option(help="A policy file, a registered one's URI, or retry; else the champion.")
     ] = "",
@@ -369,6 +371,8 @@ def rescue(
             f"{', '.join(idle)}: for a policy that solves one's own problems (--specialist and --ancestor, or --cell); "
             "arms are compared as the section `rescue` of params.yaml says, so leave that out"
         )
+    if limit and not own:
+        raise SalvageError("--limit is of one's own problems; give --problems, or a --cell with held-out ones")
     if attempts and tokens:
         raise SalvageError("--attempts and --tokens were both given; choose one")
     if not own:
@@ -378,11 +382,14 @@ def rescue(
     else:
         extras.need("salvage rescue", "engine")
         from salvage.project import settings
+        from salvage.rescue import choosing
+
+        loaded = settings.load()
+        mine, table = choosing.choose(loaded, cell, specialist, ancestor, problems, engine, limit)
         from salvage.rescue import solving
         from salvage.rescue.loop import Budget
 
-        loaded, budget = settings.load(), Budget(tokens or attempts or 8, "tokens" if tokens else "attempts", in_all)
-        mine, table = solving.choose(loaded, cell, specialist, ancestor, problems, engine)
+        budget = Budget(tokens or attempts or 8, "tokens" if tokens else "attempts", in_all)
         if not compare:
             sys.exit(bool(solving.solve(loaded, mine, table, policy, budget, price, Path(out), traces, quiet=quiet)))
         rows = solving.compare(loaded, mine, table, compare.split(","), quiet=quiet)
@@ -425,6 +432,7 @@ def doctor(
         str, typer.Option(help="The model that it was post-trained from; an adapter names its own.")
     ] = "",
     problems: Annotated[str, typer.Option(help="A problem file (JSONL) or set: do its prompts fit?")] = "",
+    limit: Limit = 0,
     engine: Annotated[str, typer.Option(help="What is to run the pair: vllm, transformers, or auto.")] = "auto",
     json: Annotated[str, typer.Option(help="Write what was found here as JSON.")] = "",
 ) -> None:
@@ -432,7 +440,6 @@ def doctor(
     extras.need("salvage doctor", "engine")
     from rich.console import Console
 
-    from salvage.pipeline import doctor as looking
     from salvage.problems import sets
     from salvage.project import settings
     from salvage.tables import files
@@ -440,12 +447,16 @@ def doctor(
     ancestor = ancestor or settings.adapter_base(specialist)
     if bool(specialist) != bool(ancestor):
         raise SalvageError("a pair is both: give --specialist and --ancestor")
+    if not specialist and (problems or limit):
+        raise SalvageError("--problems and --limit are of a pair; give --specialist and --ancestor with them")
     loaded = settings.load()
     if specialist:
-        rows = sets.load(problems).to_dict("records") if problems else None
+        rows = sets.load(sets.limited(problems, limit)).to_dict("records") if problems or limit else None
         pairs = {Path(specialist).name: (specialist, ancestor, engine, rows)}
     else:
         pairs = {cell.name: (cell.specialist, cell.ancestor, cell.engine, None) for cell in loaded.own}
+    from salvage.pipeline import doctor as looking  # with the models' libraries, which a mistake need not wait for
+
     console = Console()
     found: list[dict[str, Any]] = []
     for section, finding in looking.doctor(pairs, loaded["vllm"]):
@@ -490,6 +501,7 @@ def run(
         str, typer.Option(help="The model that it was post-trained from; an adapter names its own.")
     ] = "",
     problems: Annotated[str, typer.Option(help="A problem file (JSONL) or set.")] = "",
+    limit: Limit = 0,
     engine: Annotated[str, typer.Option(help="vllm, transformers, or auto.")] = "",
     name: Annotated[str, typer.Option(help="What to call one's own pair; else its specialist's folder.")] = "",
     quiet: Quiet = False,
@@ -497,8 +509,9 @@ def run(
     """Do the main job: every stage that is not up to date, ending in a registered champion."""
     extras.need("salvage run", *NEEDS["run"])
     from salvage.pipeline.run import run as every_stage
+    from salvage.problems import sets
 
-    given = (profile, specialist, ancestor, problems, engine)
+    given = (profile, specialist, ancestor, sets.limited(problems, limit), engine)
     every_stage(*(value or None for value in given), name=name or None, quiet=quiet)
 
 
@@ -529,21 +542,30 @@ def import_rollouts(
     metric: Annotated[str, typer.Option(help="Which of the file's verdicts to go by; none: verify all here.")] = "",
     metric_filter: Annotated[str, typer.Option("--filter", help="Which of a harness file's filters to take.")] = "",
     problems_out: Annotated[str, typer.Option(help="Write the file's own problems here (Parquet).")] = "",
+    limit: Limit = 0,
 ) -> None:
     """Turn rollouts that exist already into a rollouts table."""
+    from salvage.pipeline import verdicts
     from salvage.problems import formats, importing
     from salvage.problems import sets as problem_sets
+    from salvage.project import settings
     from salvage.tables import schema
 
     if problems and problems_out:
         raise SalvageError("--problems and --problems-out were both given; the file's own are written, so choose one")
     records = formats.records(Path(file), format, metric, metric_filter)
-    answered = problem_sets.load(problems) if problems else importing.file_problems(records, verifier)
-    table = importing.import_rollouts(records, answered, cell, _tokenizer(tokenizer) if tokenizer else None)
+    whole, most = problem_sets.whole(problem_sets.limited(problems, limit)) if problems else ("", limit)
+    answered = problem_sets.load(whole) if problems else importing.file_problems(records, verifier)
+    seconds = settings.load()["rescue"]["verify_seconds"]
+    own = _tokenizer(tokenizer) if tokenizer else None
+    made = importing.import_rollouts(records, answered, cell, own, limit=most, seconds=seconds)
     if problems_out:
-        schema.write(answered, schema.PROBLEMS, problems_out)
-    schema.write(table, schema.ROLLOUTS, out)
-    print(f"import-rollouts: {out}: {len(table)} rollouts of {table['problem_id'].nunique()} problems")
+        schema.write(answered.head(most or len(answered)), schema.PROBLEMS, problems_out)
+    schema.write(made.table, schema.ROLLOUTS, out)
+    verdicts.keep(Path(out), made.unverified)
+    print(f"import-rollouts: {out}: {made.told()}")
+    if made.unverified:
+        print(f"import-rollouts: those without a verdict are in {verdicts.beside(Path(out))}")
 
 
 @app.command("import-profiles")

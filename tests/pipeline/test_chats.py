@@ -18,7 +18,7 @@ from salvage.errors import SalvageError
 from salvage.pipeline import run as pipeline
 from salvage.pipeline import stages
 from salvage.project import settings
-from salvage.rescue import solving
+from salvage.rescue import choosing
 from salvage.tables import schema
 
 STAGES = ["problem_sets", "sample", "featurize", "intervene", "profile"]
@@ -131,10 +131,10 @@ def test_case_23_run_and_rescue_find_an_adapters_base(project: Path) -> None:
     pair = pipeline.own_pair("lora", None, "problems.jsonl", None)
     assert pair is not None and (pair["specialist"], pair["ancestor"]) == ("lora", "base")
     loaded = settings.load()
-    cell, table = solving.choose(loaded, "", "lora", "", "problems.jsonl", "transformers")
+    cell, table = choosing.choose(loaded, "", "lora", "", "problems.jsonl", "transformers")
     assert cell.ancestor == "base" and len(table) == 4
     with pytest.raises(SalvageError, match="a pair of models is needed"):
-        solving.choose(loaded, "", "by-hand", "", "problems.jsonl", "transformers")
+        choosing.choose(loaded, "", "by-hand", "", "problems.jsonl", "transformers")
 
 
 def test_a_chat_is_rescued_from_its_messages(project: Path) -> None:

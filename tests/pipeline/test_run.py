@@ -94,6 +94,21 @@ def test_an_own_pair_becomes_one_cell_and_only_once(project):
     assert "# of Optuna inside each fold" in (project / "params.yaml").read_text()
 
 
+def test_a_pair_tried_on_a_few_problems_and_then_on_all_is_one_cell(project):
+    def cells(problems):
+        pipeline.override("own", pipeline.own_pair(*list(PAIR.values())[:2], problems))
+        return [(cell.name, cell.problems) for cell in settings.load().own]
+
+    (project / "p.jsonl").write_text("")
+    assert cells("p.jsonl?limit=20") == [("mine|p", "p.jsonl?limit=20")]
+    assert cells(f"{project}/p.jsonl?limit=30") == [("mine|p", f"{project}/p.jsonl?limit=30")]
+    assert cells("p.jsonl") == [("mine|p", "p.jsonl")]
+    assert cells("q.parquet?prompt=x&limit=5") == [("mine|p", "p.jsonl"), ("mine|q", "q.parquet?prompt=x&limit=5")]
+    assert cells("q.parquet?prompt=y")[-1] == ("mine|q.parquet?prompt=y", "q.parquet?prompt=y")  # other problems
+    with pytest.raises(SalvageError, match=r"none.jsonl\?limit=5: there is no such problem file"):
+        cells("none.jsonl?limit=5")
+
+
 def test_what_was_fitted_to_a_pair_stays_while_it_is_the_same(project):
     pair = pipeline.own_pair(*PAIR.values(), "auto")
     pipeline.override("own", pair)
@@ -237,7 +252,7 @@ def test_case_07_what_a_cell_is_made_from_is_noted(project, monkeypatch):
     (project / "mine.jsonl").write_text(json.dumps(line) + "\n")
     (project / "judged.py").write_text("def by_me(problem, text):\n    return False\n")
     (project / "rollouts.parquet").write_bytes(b"rows")
-    pipeline.override("own", pipeline.own_pair("spec", "base", "mine.jsonl"))
+    pipeline.override("own", pipeline.own_pair("spec", "base", "mine.jsonl?limit=1"))
     values = yaml.safe_load((project / "params.yaml").read_text())
     values["cells"][0]["rollouts"] = "rollouts.parquet"
     (project / "params.yaml").write_text(yaml.safe_dump(values))
@@ -276,7 +291,12 @@ def test_own_cells_have_no_lab_stages_and_no_studies_of_ours(project):
 
     assert targets(settings.load()) == []
     pipeline.override("own", pipeline.own_pair(*PAIR.values()))
-    assert targets(settings.load()) == [name for name in STAGES[:-2] if name != "lab"]
+    for path in ("metrics/rescue.json", "data/rescue/views.json", "data/rescue/qwen3--digits.parquet"):
+        (project / path).parent.mkdir(parents=True, exist_ok=True)
+        (project / path).write_text("of the lab's cells")
+    assert targets(settings.load()) == [name for name in STAGES[:-2] if name not in ("lab", "rescue")]
+    assert json.loads((project / "metrics/rescue.json").read_text()) == []
+    assert {path.name: path.read_text() for path in (project / "data/rescue").iterdir()} == {"views.json": "[]\n"}
     assert any(settings.MODELS.iterdir()), "DVC warns of an empty folder"
 
 

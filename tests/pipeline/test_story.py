@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,12 @@ def test_many_truncated_rollouts_are_told_and_few_are_not() -> None:
     assert "truncated" not in " ".join(printed(few))
     text = " ".join(" ".join(printed(many)).split())
     assert "101 of 1,000 rollouts (10%) are truncated: they met sample.max_tokens before an end. Raise it" in text
+
+
+def test_what_has_no_verdict_is_told_in_a_line_where_there_is_any() -> None:
+    assert "verdict" not in " ".join(printed(own()))
+    text = " ".join(" ".join(printed(replace(own(), unverified={"rollouts": 3, "attempts": 1200}))).split())
+    assert "Without a verdict: 3 rollouts (left out), 1,200 attempts (counted as not rescued); see data/*/*.unv" in text
 
 
 def test_a_name_is_not_taken_for_markup() -> None:

@@ -12,10 +12,12 @@ import yaml
 from salvage.errors import SalvageError
 from salvage.method.facts import make_facts
 from salvage.pipeline import stages
-from salvage.pipeline.verdicts import Unverified, unverified
+from salvage.pipeline.verdicts import Unverified, keep, unverified
+from salvage.problems.formats import Record
 from salvage.problems.judging import Verdict
 from salvage.project import settings
 from salvage.tables import schema
+from salvage.tables.jsonl import Line
 
 OWN = """
 import os
@@ -131,6 +133,35 @@ def test_completions_without_a_verdict_are_counted_and_told_and_never_failures(
     assert not attempts["correct"].any()
     assert f"intervene: tiny|problems: {len(none)} without a verdict, counted as not rescued" in capsys.readouterr().out
     assert {"problem_id", "operator", "anchor", "continuation", "attempt", "text", "trouble"} == set(none[0])
+
+
+def test_what_an_import_left_out_is_told_and_counted_by_sample(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problems([{"answer": "7"}] * 60)
+    given(["8"] * 100, [False] * 100, 2)
+    unread = [Record(Line(Path("f"), i, {}), "", f"p{i}", 7) for i in range(3)]
+    keep(Path("given.parquet"), [(record, Verdict(None, "too long")) for record in unread])
+    with pytest.raises(SalvageError, match=r"0 of 103 right by the verifier exact, 3 without a verdict \(too long\)"):
+        run("problem_sets", "sample", quiet=False)
+    assert "sample: tiny|problems: 3 without a verdict, left out" in capsys.readouterr().out
+    given(["7"] * 100, [True] * 100, 2)
+    keep(Path("given.parquet"), [])
+    assert run("sample") == [1] and unverified(next(Path("data/rollouts").glob("*.parquet"))) == []
+
+
+def test_a_limit_of_the_problems_is_one_of_imported_rollouts(project: Path) -> None:
+    problems([{"answer": "7"}] * 6)
+    given(["7"] * 12, [True] * 12, 2)
+    cell = yaml.safe_load(Path("params.yaml").read_text())["cells"][0]
+    params(cells=[cell | {"problems": "problems.jsonl?limit=2"}])
+    run("problem_sets", "sample")
+    assert list(schema.read("data/rollouts", schema.ROLLOUTS)["problem_id"]) == ["p0", "p0", "p1", "p1"]
+    assert stages.problem_sets(settings.load(), 1, quiet=True) == 1
+    assert list(schema.read("data/problems", schema.PROBLEMS)["problem_id"]) == ["p0"]
+    params(cells=[cell])
+    run("problem_sets", "sample")
+    assert len(schema.read("data/rollouts", schema.ROLLOUTS)) == 12
 
 
 def test_all_without_a_verdict_stops_and_says_why(project: Path) -> None:

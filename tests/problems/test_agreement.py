@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from salvage.problems.agreement import Agreement, candidates, compare
+from salvage.problems.agreement import Agreement, candidates, compare, own
 
 
 def problems(*answers, verifier="exact"):
@@ -15,10 +15,19 @@ def test_case_15_the_verifier_that_agrees_with_a_files_verdicts_is_found():
     table = problems("2", "3", "1/2")
     texts = [r"so $\boxed{2}$.", r"\boxed{4}", r"it is $\boxed{\frac{1}{2}}$"]
     found = {a.verifier: a for a in compare(table, ["p0", "p1", "p2"], texts, [True, False, True])}
-    assert found["math"] == Agreement("math", 3, 3, 0, None)
-    assert found["numeric"] == Agreement("numeric", 3, 3, 0, None)
-    assert found["exact"] == Agreement("exact", 1, 3, 0, 0)
+    assert found["math"] == Agreement("math", (0, 1, 2), (), 0)
+    assert found["numeric"] == Agreement("numeric", (0, 1, 2), (), 0)
+    assert found["exact"] == Agreement("exact", (0, 1, 2), (0, 2), 0)
     assert found["exact"].share == 1 / 3
+
+
+def test_case_15_each_problem_is_held_to_its_own_verifier():
+    table = problems("2", "3", "2").assign(verifier=["numeric", "exact", "exact"])
+    texts, ids = ["it is 2", "so\n3", "it is 2"], ["p0", "p1", "p2"]
+    found = own(table, ids, texts, [True, True, True])
+    assert found == Agreement("exact and numeric", (0, 1, 2), (2,), 0)
+    assert own(table, ids, texts, [True, None, False]) == Agreement("exact and numeric", (0, 2), (), 0)
+    assert own(table, ids * 3, texts * 3, [True] * 9, most=3).at == (0, 4, 8)
 
 
 def test_case_17_without_verdicts_the_share_that_would_be_accepted_is_told():
@@ -33,7 +42,7 @@ def test_case_17_without_verdicts_the_share_that_would_be_accepted_is_told():
 def test_texts_without_a_verdict_are_passed_over_and_unread_references_are_abstained_from():
     table = problems("twelve", "2")
     found = compare(table, ["p0", "p1", "p1"], ["12", "2", "3"], [True, True, None], names=["numeric"])
-    assert found == [Agreement("numeric", 1, 2, 1, 0)]
+    assert found == [Agreement("numeric", (0, 1), (0,), 1)]
 
 
 def test_a_verifier_that_cannot_be_had_is_left_out():

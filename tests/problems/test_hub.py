@@ -106,4 +106,12 @@ def test_a_limit_goes_with_every_kind_of_set(tmp_path: Path, monkeypatch: pytest
     Path("p.jsonl").write_text("\n".join(lines))
     assert len(load("p.jsonl")) == 4 and list(load("p.jsonl?limit=2")["problem_id"]) == ["0", "1"]
     assert len(load("reasoning_gym:chain_sum:5:0?limit=3")) == 3
+    assert sets.limited("p.jsonl", 0) == "p.jsonl" and len(load(sets.limited("p.jsonl", 2))) == 2
+    assert sets.limited("p.parquet?prompt=q", 2) == "p.parquet?prompt=q&limit=2"
+    assert sets.whole("p.parquet?prompt=q&limit=2") == ("p.parquet?prompt=q", 2)
+    assert sets.whole("p.jsonl?limit=2") == ("p.jsonl", 2) and sets.whole("p.jsonl") == ("p.jsonl", 0)
+    for spec, told in (("p.jsonl?limit=1", "has a limit of its own; leave that out"), ("", "give --problems with it")):
+        with pytest.raises(SalvageError, match=told):
+            sets.limited(spec, 2)
     assert sets.parted("a.jsonl") == ("a.jsonl", {})
+    assert [sets.place(spec) for spec in ("a.jsonl?limit=2", "hf:rows:test?limit=2")] == ["a.jsonl", "rows"]

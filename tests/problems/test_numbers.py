@@ -169,14 +169,46 @@ WRONG = [
 ]
 
 
+def is_right(answer, text):
+    return verifier("numeric")({"problem_id": "p", "answer": answer}, text)
+
+
+@pytest.mark.parametrize("text", [r"\boxed{\$9{,}500}", r"$9{,}500$", r"\$ 9{,}500.00", r"<answer>9{,}500</answer>"])
+def test_case_10_a_comma_in_braces_is_inside_of_a_number(text):
+    assert is_right("9500", text) and not is_right("500", text) and not is_right("9", text)
+
+
+@pytest.mark.parametrize("text", [r"= 12\,500", r"= 12\;500", r"\boxed{12\,500}", "= 12 500", "= 12\u2009500"])
+def test_case_11_a_thin_space_is_inside_of_a_number(text):
+    assert is_right("12500", text) and not is_right("500", text) and not is_right("12", text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"\boxed{18} dollars. (He keeps 3 eggs.)",
+        r"\boxed{3} eggs are kept, so \boxed{18} dollars for 9",
+        r"<answer>18</answer> and 3 eggs",
+        "#### 18\nHe keeps 3 eggs.",
+    ],
+)
+def test_case_12_the_last_box_wins_over_later_numbers(text):
+    assert is_right("18", text) and not is_right("3", text) and not is_right("9", text)
+
+
+@pytest.mark.parametrize("text", [r"\boxed{\frac{1}{2}}", r"$\dfrac12$", r"\tfrac{1}{2}", r"\frac{2}{4}", "1/2"])
+def test_case_13_a_fraction_is_one_number(text):
+    assert is_right("1/2", text) and not is_right("2", text) and not is_right("1", text)
+
+
 @pytest.mark.parametrize(("answer", "text"), RIGHT)
-def test_cases_10_to_13_numbers_are_read_as_people_write_them(answer, text):
-    assert verifier("numeric")({"problem_id": "p", "answer": answer}, text)
+def test_numbers_are_read_as_people_write_them(answer, text):
+    assert is_right(answer, text)
 
 
 @pytest.mark.parametrize(("answer", "text"), WRONG)
 def test_what_is_read_in_part_is_not_accepted(answer, text):
-    assert not verifier("numeric")({"problem_id": "p", "answer": answer}, text)
+    assert not is_right(answer, text)
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,9 @@ def _write(folder, *, whole):
         more = {study.REGIMES: regimes(), study.METHODS: methods(), page.RESCUE: rescue(), page.VIEWS: views()}
         for path, told in more.items():
             results.write_json(folder / path, told)
+        lost = folder / "data/attempts/a.unverified.jsonl"
+        lost.parent.mkdir(parents=True)
+        lost.write_text('{"mark": ""}\n' + '{"problem_id": "p", "text": "", "trouble": "too slow"}\n' * 1200)
 
 
 def _reported(folder, *, whole):
@@ -169,6 +172,11 @@ def text(whole):
 @pytest.fixture(scope="module")
 def seen(text):
     return Seen(text)
+
+
+def test_what_has_no_verdict_is_told_where_there_is_any(text, bare):
+    assert "<dt>without a verdict</dt><dd>1,200 attempts (counted as not rescued)</dd>" in re.sub(r"\s*\n\s*", "", text)
+    assert "without a verdict" not in (bare / "index.html").read_text()
 
 
 def test_it_fetches_nothing_and_runs_nothing(text, seen):

@@ -70,6 +70,12 @@ def test_the_first_shard_of_rollouts_is_a_picture_of_the_failures(project: Path)
     assert told == "mine|mine: 16 of 40 problems sampled, 0 failed rollouts scored, 0 failures tried again"
     text = page.read_text()
     assert "16 of 16 problems were failed at least once; 25% of 32 rollouts are right" in text
+    assert "Without a verdict" not in text
+    assert "Problem p0, failed 2 of 2 times; right answer" in text
+    lost = project / "data/rollouts/mine--mine.unverified.jsonl"
+    lost.parent.mkdir(parents=True)
+    lost.write_text('{"mark": "mark"}\n{"problem_id": "p0", "rollout": 2, "text": "", "trouble": "too slow"}\n')
+    assert "(the median). Without a verdict: 1." in results.partial(settings.load())[0].read_text()
     assert "<svg" in text and "so &lt;b&gt;4&lt;/b&gt;" in text and "1&lt;2?" in text
     assert "from the shards that are finished" in text and "Rescued by one attempt" not in text
 

@@ -17,7 +17,7 @@ from salvage.engine.looking import Finding
 from salvage.errors import SalvageError
 from salvage.project import tracking
 from salvage.project.settings import LAB_PROBLEMS, Cell, Settings
-from salvage.rescue import comparison, solving
+from salvage.rescue import choosing, comparison, solving
 from salvage.rescue.loop import Attempt, Budget, Outcome, pair
 from scripted import Scripted, built_in, fitted, problems
 
@@ -68,38 +68,41 @@ def outcome(problem: str = "p0", status: str = "solved", tokens: int = 10, **mor
 )
 def test_a_cell_and_a_pair_are_too_many(loaded: Settings, cell: str, specialist: str, ancestor: str) -> None:
     with pytest.raises(SalvageError, match=r"--cell names a pair of params\.yaml; leave --specialist"):
-        solving.choose(loaded, cell, specialist, ancestor, "", "auto")
+        choosing.choose(loaded, cell, specialist, ancestor, "", "auto")
 
 
 @pytest.mark.parametrize(("specialist", "ancestor"), [("", ""), ("s", ""), ("", "b")])
 def test_half_a_pair_is_too_few(loaded: Settings, specialist: str, ancestor: str) -> None:
     with pytest.raises(SalvageError, match="a pair of models is needed: --specialist with --ancestor, or --cell"):
-        solving.choose(loaded, "", specialist, ancestor, "", "auto")
+        choosing.choose(loaded, "", specialist, ancestor, "", "auto")
 
 
 def test_a_cell_that_nobody_knows_is_named(loaded: Settings) -> None:
     with pytest.raises(SalvageError, match=r"cell 'x' is not one of x-sft-0\|digits, mine\|maths; correct --cell"):
-        solving.choose(loaded, "x", "", "", "", "auto")
+        choosing.choose(loaded, "x", "", "", "", "auto")
 
 
 def test_ones_own_pair_needs_problems(loaded: Settings, tmp_path: Path) -> None:
     for cell, specialist, ancestor in (("", "s", "b"), (OWN.name, "", "")):
         with pytest.raises(SalvageError, match="--problems is missing"):
-            solving.choose(loaded, cell, specialist, ancestor, "", "auto")
+            choosing.choose(loaded, cell, specialist, ancestor, "", "auto")
     file = tmp_path / "own.jsonl"
-    file.write_text(json.dumps({"problem_id": "x", "prompt": "1+1:", "answer": "2"}) + "\n")
-    mine, table = solving.choose(loaded, "", "m/s", "m/b", str(file), "vllm")
+    file.write_text("".join(json.dumps({"problem_id": x, "prompt": "1+1:", "answer": "2"}) + "\n" for x in "xy"))
+    assert choosing.choose(loaded, "", "m/s", "m/b", str(file), "vllm")[1]["problem_id"].tolist() == ["x", "y"]
+    mine, table = choosing.choose(loaded, "", "m/s", "m/b", str(file), "vllm", limit=1)
     assert mine == pair("m/s", "m/b", engine="vllm") and table["problem_id"].tolist() == ["x"]
-    mine, table = solving.choose(loaded, OWN.name, "", "", str(file), "auto")
+    mine, table = choosing.choose(loaded, OWN.name, "", "", f"{file}?limit=1", "auto")
     assert mine is OWN and table["problem_id"].tolist() == ["x"]
 
 
 def test_a_lab_cell_has_held_out_problems_unless_others_are_given(loaded: Settings, tmp_path: Path) -> None:
-    mine, table = solving.choose(loaded, LAB.name, "", "", "", "auto")
+    mine, table = choosing.choose(loaded, LAB.name, "", "", "", "auto")
     assert mine is LAB and table.equals(comparison.held_out(LAB, loaded, 4)) and len(table) == 4
+    assert choosing.choose(loaded, LAB.name, "", "", "", "auto", limit=3)[1].equals(table.head(3))
+    assert choosing.choose(loaded, LAB.name, "", "", "", "auto", limit=9)[1].equals(table)
     file = tmp_path / "own.jsonl"
     file.write_text(json.dumps({"problem_id": "x", "prompt": "1+1:", "answer": "2"}) + "\n")
-    assert solving.choose(loaded, LAB.name, "", "", str(file), "auto")[1]["problem_id"].tolist() == ["x"]
+    assert choosing.choose(loaded, LAB.name, "", "", str(file), "auto")[1]["problem_id"].tolist() == ["x"]
 
 
 # ------------------------------------------------------------------ the pair is looked at first

@@ -56,7 +56,8 @@ def ready() -> str:
 def targets(settings: Settings) -> list[str]:
     """Return the stages to run where not all are: of one's own cells, those of the project's file but the lab's.
 
-    The studies are of the lab's cells, and their stages are in a file of their own.
+    What other stages read of those is left empty here: models, and the comparison of arms on held-out problems. The
+    studies are of the lab's cells, and their stages are in a file of their own.
     """
     if settings.lab:
         return []
@@ -64,7 +65,11 @@ def targets(settings: Settings) -> list[str]:
     if not any(MODELS.iterdir()):
         (MODELS / "none").touch()  # else DVC warns of an empty folder, three times a stage
     names = yaml.safe_load(STAGES.read_text(encoding="utf-8"))["stages"]
-    return [name for name in names if name != "lab"]
+    if "rescue" in names:
+        from salvage.rescue import solving
+
+        solving.clear()
+    return [name for name in names if name not in ("lab", "rescue")]
 
 
 def repro(run_id: str, settings: Settings, held: int, *, quiet: bool) -> bool:

@@ -36,7 +36,7 @@ def _marks(cell: Cell, known: dict[str, str]) -> dict[str, str]:
     """Return a mark for each input of a cell; `known` spares reading what several cells share."""
     marks = {}
     for what in ("specialist", "ancestor", "problems", "rollouts"):
-        name = getattr(cell, what)
+        name = sets.place(cell.problems) if what == "problems" else getattr(cell, what)
         if what in ("specialist", "ancestor") and not Path(name).exists():
             folder_of(name)  # so that its revision is known before anything is made with it
         elif not name or not Path(name).exists():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from salvage.errors import SalvageError
+from salvage.problems.sets import parted, whole
 from salvage.project.settings import adapter_base
 
 PAIR = ("specialist", "ancestor", "problems")  # what makes one pair another
@@ -34,14 +35,14 @@ def own_pair(
         return None
     if missing:
         raise SalvageError(f"{missing[0]} is missing; one's own pair needs specialist, ancestor and problems together")
-    file = str(problems).partition("?")[0]
+    file = parted(str(problems))[0]
     if file.endswith(".jsonl") and not Path(file).exists():
         raise SalvageError(f"{problems}: there is no such problem file; correct --problems")
     return {"name": name or "", **given, **ABOUT, "engine": engine or ""}
 
 
 def with_pair(cells: Sequence[Mapping[str, Any]], pair: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
-    """Return the entries with a pair among them: a new one at the end, one that is there as it is.
+    """Return the entries with a pair among them: a new one at the end, one that is there with the limit of this one.
 
     Raises
     ------
@@ -58,6 +59,10 @@ def with_pair(cells: Sequence[Mapping[str, Any]], pair: Mapping[str, Any], path:
         )
     if pair["engine"] and pair["engine"] != there.get("engine", "auto"):
         there["engine"] = pair["engine"]
+    if (
+        whole(str(there["problems"]))[1] != whole(str(pair["problems"]))[1]
+    ):  # a trial on the first few, and then the whole set
+        there["problems"] = pair["problems"]
     return known
 
 
@@ -75,8 +80,13 @@ def called(cells: Sequence[Mapping[str, Any]], pair: Mapping[str, Any], path: Pa
 
 
 def same(cell: Mapping[str, Any], pair: Mapping[str, Any], keys: Sequence[str]) -> bool:
-    """Tell whether two entries name the same models and problems, however their paths are written."""
-    return all(_place(str(cell[key])) == _place(str(pair[key])) for key in keys)
+    """Tell whether two entries name the same models and problems, however paths are written, of any limit."""
+    return all(_meant(str(cell[key]), key) == _meant(str(pair[key]), key) for key in keys)
+
+
+def _meant(name: str, key: str) -> tuple[str, dict[str, str]]:
+    name, options = parted(whole(name)[0]) if key == "problems" else (name, {})
+    return _place(name), options
 
 
 def _place(name: str) -> str:

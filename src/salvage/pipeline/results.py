@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from salvage.errors import SalvageError
+from salvage.pipeline import verdicts
 from salvage.pipeline.declared import stage
 from salvage.policies.fitted import Fitted
 from salvage.project import extras
@@ -198,6 +199,7 @@ def report(settings: Settings) -> None:
     budget_curves(rows, REPORT / "budgets.png")
     told = own_studies(settings, len(profiles)) if own else _studied()
     told["truncated"] = schema.truncated(Path("data/rollouts"))
+    told["unverified"] = verdicts.counted()
     for name in {"regimes", "methods"} & set(told):
         study_report.pictures(told[name], schema.read(tables.profiles, schema.PROFILES), REPORT)
     if page.RESCUE.exists():
@@ -265,7 +267,8 @@ def _so_far(cell: Cell, settings: Settings) -> SoFar:
     source = problem_file(cell.problems)
     problems = schema.read(source, schema.PROBLEMS) if source.exists() else None
     how = settings["intervene"]["anchor"], settings["intervene"]["continuation"]
-    return SoFar(cell.name, problems, rollouts, signals, attempts, *how, settings["featurize"]["window"])
+    lost = len(verdicts.unverified(DATA / "rollouts" / cell.file))
+    return SoFar(cell.name, problems, rollouts, signals, attempts, *how, settings["featurize"]["window"], lost)
 
 
 def saved_rows() -> list[dict[str, Any]]:

@@ -9,9 +9,8 @@ from typing import Any
 
 from salvage.engine.choice import chosen
 from salvage.errors import SalvageError
-from salvage.pipeline import dvc, inputs
+from salvage.pipeline import dvc
 from salvage.pipeline.own_pair import own_pair, with_pair
-from salvage.pipeline.preparing import prepare
 from salvage.project import settings
 from salvage.project.settings import Settings
 from salvage.tables.files import beside
@@ -46,15 +45,15 @@ def run(
     name : str, optional
         What the own pair is called; its specialist's folder where none is given.
     """
-    import mlflow
-
-    from salvage.pipeline import results
-    from salvage.project import tracking
-
     if engine:
         chosen(engine)  # a name that is not known changes nothing
     pair = own_pair(specialist, ancestor, problems, engine, name)
     _see_project(settings.PARAMS)
+    import mlflow  # slow, as are the models' libraries in _checked: a mistake above need not wait for them
+
+    from salvage.pipeline import results
+    from salvage.project import tracking
+
     with locked(LOCK, BUSY) as held:
         with undone(settings.PARAMS):
             changed = override(profile or ("own" if pair else None), pair, None if pair else engine)
@@ -74,8 +73,6 @@ def run(
 
 def _checked(changed: list[str], *, quiet: bool) -> Settings:
     """See that all that a run needs is there, before it begins, and fit what is `auto`; return the settings."""
-    from salvage.project import tracking
-
     known = settings.load()
     for name in {cell.engine for cell in known.cells}:
         chosen(name)
@@ -83,6 +80,10 @@ def _checked(changed: list[str], *, quiet: bool) -> Settings:
         raise SalvageError(
             "there is no pair of models to run; give --specialist, --ancestor and --problems, or a profile with cells"
         )
+    from salvage.pipeline import inputs
+    from salvage.pipeline.preparing import prepare
+    from salvage.project import tracking
+
     told = dvc.ready()
     tracking.connect()
     if not quiet:

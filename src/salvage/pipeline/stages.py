@@ -27,9 +27,9 @@ from salvage.engine.opening import (
 from salvage.errors import SalvageError
 from salvage.lab.problems import lab_problems
 from salvage.method import facts, features, operators, profiles
-from salvage.pipeline.verdicts import Unverified, beside, refuse_none_right, tell
+from salvage.pipeline.verdicts import Unverified, beside, refuse_none_right, tell, unverified
 from salvage.problems import sets, thinking, verifiers
-from salvage.problems.judging import Judge
+from salvage.problems.judging import Judge, Verdict
 from salvage.project.pool import each, share
 from salvage.project.settings import DATA, LAB_PROBLEMS, MODELS, Cell, LabModel, Settings, problem_file
 from salvage.tables import schema, shards, vocabulary
@@ -79,11 +79,12 @@ def problem_set(spec: str, settings: Settings) -> pd.DataFrame:
     return sets.load(spec)
 
 
-def problem_sets(settings: Settings, *, quiet: bool = False) -> int:
-    """Write the problem set of every cell; return how many there are."""
+def problem_sets(settings: Settings, limit: int = 0, *, quiet: bool = False) -> int:
+    """Write the problem set of every cell, or the first problems of each, so many; return how many sets there are."""
     specs = dict.fromkeys(cell.problems for cell in settings.cells)
     for spec in specs:
         table = problem_set(spec, settings)
+        table = table.head(limit) if limit else table
         schema.write(table, schema.PROBLEMS, problem_file(spec))
         if not quiet:
             print(f"problems: {spec}: {len(table)} problems", flush=True)
@@ -182,14 +183,21 @@ def _take_imported(cell: Cell) -> bool:
     known = set(schema.read(problem_file(cell.problems), schema.PROBLEMS)["problem_id"])
     rows = schema.read(source, schema.ROLLOUTS)
     strangers = ~rows["problem_id"].isin(known)
-    if strangers.any():
+    limited = bool(sets.whole(cell.problems)[1]) and not strangers.all()
+    if limited:
+        rows = rows[~strangers]
+    elif strangers.any():
         row = int(strangers.to_numpy().argmax())
         raise SalvageError(
             f"{source}: row {row}: problem {rows['problem_id'].iloc[row]!r} is not in {cell.problems}; "
             "import the rollouts with the cell's own problems"
         )
-    mark = shards.fingerprint(cell.name, files=[source])
-    Unverified(path, mark)  # those of rollouts that were sampled before go
+    none = [line for line in unverified(source) if line["problem_id"] in known]
+    about = [*none, *(sorted(known) if limited else [])]
+    mark = shards.fingerprint(cell.name, *about, files=[source])
+    keys = [{name: line[name] for name in ("problem_id", "rollout")} for line in none]
+    verdicts = [Verdict(None, line["trouble"]) for line in none]
+    Unverified(path, mark).note(keys, [line["text"] for line in none], verdicts)
     return shards.build(path, schema.ROLLOUTS, mark, [rows], lambda some: some.assign(cell=cell.name))
 
 

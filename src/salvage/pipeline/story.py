@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,11 +51,12 @@ class Figures:
     store: str = "sqlite:///mlflow.db"
     report: str = "report/index.html"
     truncated: tuple[int, int] | None = None  # rollouts that met max_tokens, of how many; None where it is not known
+    unverified: Mapping[str, int] = field(default_factory=dict)  # rollouts and attempts without a verdict, where any is
 
 
 def saved() -> Figures:
     """Return the figures of the project in this folder."""
-    from salvage.pipeline import results
+    from salvage.pipeline import results, verdicts
     from salvage.project import tracking
     from salvage.rescue import solving
     from salvage.tables import schema
@@ -71,6 +72,7 @@ def saved() -> Figures:
         store.replace(f"sqlite:///{Path.cwd()}/", "sqlite:///"),  # as `mlflow run` has it
         f"{results.REPORT}/index.html",
         schema.truncated(DATA / "rollouts"),
+        verdicts.counted(),
     )
 
 
@@ -105,7 +107,7 @@ def story(figures: Figures, width: int) -> Group:
     verdict = Text(words.bottom_line(compared, words.not_compared(figures.rows)), style="bold")
     parts: list[Any] = [Text(""), verdict]
     sections = [
-        ("What failed", Text(failed(figures.profiles, figures.asked) + cut_off(figures.truncated))),
+        ("What failed", Text("".join(what_failed(figures)))),
         ("Policies over retry that spends as many tokens: points [95%]", against_retry(compared, width - 2)),
         ("The champion", Text(champion(figures.champion, figures.challenger, words.to_ship(compared)))),
         (f"The paper's rule, by one attempt on each {STEERABLE_HARD} failure: % [95%]", rule(figures.rows)),
@@ -115,6 +117,13 @@ def story(figures: Figures, width: int) -> Group:
         if body is not None:
             parts += [Text(""), Text(title, style="bold"), Padding(body, (0, 0, 0, 2))]
     return Group(*parts)
+
+
+def what_failed(figures: Figures) -> Iterator[str]:
+    """Yield what is to be told of the problems, the rollouts and the verdicts."""
+    yield failed(figures.profiles, figures.asked)
+    yield cut_off(figures.truncated)
+    yield without_verdict(figures.unverified)
 
 
 def failed(profiles: pd.DataFrame, asked: Mapping[str, int]) -> str:
@@ -140,6 +149,13 @@ def cut_off(truncated: tuple[int, int] | None) -> str:
         f" {truncated[0]:,} of {truncated[1]:,} rollouts ({_percent(*truncated)}) are truncated: they met "
         "sample.max_tokens before an end. Raise it, or leave them out of the features (featurize.truncated)."
     )
+
+
+def without_verdict(unverified: Mapping[str, int]) -> str:
+    """Say how many rollouts and attempts have no verdict; nothing where all have one."""
+    if not unverified:
+        return ""
+    return f" Without a verdict: {words.without_verdict(unverified)}; see data/*/*.unverified.jsonl."
 
 
 def _many(n: int, what: str) -> str:

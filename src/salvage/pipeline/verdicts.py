@@ -10,8 +10,8 @@ import pandas as pd
 
 from salvage.errors import SalvageError
 from salvage.problems import agreement
+from salvage.problems.formats import Record
 from salvage.problems.judging import Verdict
-from salvage.problems.thinking import answer_part
 from salvage.project.settings import DATA, LAB_PROBLEMS, Cell, Settings, problem_file
 from salvage.tables import schema
 from salvage.tables.files import whole_lines, write_text
@@ -67,6 +67,22 @@ def unverified(table: Path) -> list[dict[str, Any]]:
     return _lines(beside(table))[1:]
 
 
+def counted() -> dict[str, int]:
+    """Return how many rollouts and attempts of this project have no verdict, where any has none."""
+    counts = {
+        folder: sum(len(_lines(path)) - 1 for path in (DATA / folder).glob("*.unverified.jsonl"))
+        for folder in ("rollouts", "attempts")
+    }
+    return {folder: n for folder, n in counts.items() if n}
+
+
+def keep(table: Path, none: list[tuple[Record, Verdict]]) -> None:
+    """Write down those of a table that was imported, in place of what was there."""
+    beside(table).unlink(missing_ok=True)
+    keys = [{"problem_id": record.problem_id, "rollout": record.rollout} for record, _ in none]
+    Unverified(table, "").note(keys, [record.text for record, _ in none], [verdict for _, verdict in none])
+
+
 def tell(stage: str, folder: str, settings: Settings, meaning: str) -> None:
     """Say of each cell how many completions have no verdict, and the first one's trouble."""
     for cell in settings.cells:
@@ -118,9 +134,11 @@ def _refuse(cell: Cell, settings: Settings) -> None:
         return
     raise SalvageError(
         f"sample: cell {cell.name!r}: {right} of {count} right by the verifier {' and '.join(sorted(own))}"
-        f"{_without(none)}. {_advice(others)}\n{_shown(problems, ids, texts)}\nName another verifier in "
+        f"{_without(none)}. {_advice(others)}",
+        *_shown(problems, ids, texts),
+        "Name another verifier in "
         f"{cell.problems}, or correct its answers; where the problems are that hard, set allow_none_right: true in "
-        "params.yaml and run again: nothing is sampled twice"
+        "params.yaml and run again: nothing is sampled twice",
     )
 
 
@@ -137,22 +155,8 @@ def _advice(others: list[agreement.Agreement]) -> str:
     )
 
 
-def _shown(problems: pd.DataFrame, ids: list[str], texts: list[str]) -> str:
+def _shown(problems: pd.DataFrame, ids: list[str], texts: list[str]) -> list[str]:
     answers = dict(zip(problems["problem_id"], problems["answer"], strict=True))
     first = {problem_id: text for problem_id, text in reversed(list(zip(ids, texts, strict=True)))}
     chosen = sorted(first, key=ids.index)[:SHOWN]
-    return "\n".join(f"  {p!r}: answer {_cut(answers[p])}, text {_end(first[p])}" for p in chosen)
-
-
-def _cut(text: str, most: int = 60) -> str:
-    return repr(text if len(text) <= most else text[:most] + "…")
-
-
-def _end(text: str, most: int = 80) -> str:
-    if answer_part(text) is None:
-        return f"{_tail(text, most)} (an unfinished thought, which no verifier reads)"
-    return _tail(text, most)
-
-
-def _tail(text: str, most: int) -> str:
-    return repr(text if len(text) <= most else "…" + text[-most:])
+    return [f"  {agreement.told(p, answers[p], first[p])}" for p in chosen]

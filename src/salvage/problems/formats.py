@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pyarrow as arrow
@@ -61,8 +61,7 @@ class Record:
 class Row(Line):
     """A row of a Parquet file or a sample of a log, which knows where it stands (0 is the first)."""
 
-    def refuse(self, problem: str, cause: Exception | None = None) -> NoReturn:
-        raise SalvageError(f"{self.path}, row {self.number}: {problem}") from cause
+    kind = "row"
 
 
 # ------------------------------------------------------------------ rows of a file, whatever it is

@@ -59,7 +59,7 @@ def from_hub(spec: str, options: dict[str, str]) -> list[Line]:
     SalvageError
         Where it cannot be had, or lacks a column.
     """
-    name, config, split = _parts(spec)
+    name, config, split = parts(spec)
     preset = PRESETS.get(name, Preset())
     rows = _rows(name, config or preset.config, split)
     return _lines(rows, f"hf:{spec}", preset, options, Path(name).name)
@@ -118,11 +118,12 @@ def _plain(value: Any) -> Any:
     return without_nulls(json.loads(told))
 
 
-def _parts(spec: str) -> tuple[str, str, str]:
-    parts = spec.split(":")
-    if len(parts) not in (2, 3) or not all(parts):
+def parts(spec: str) -> tuple[str, str, str]:
+    """Return what `NAME[:CONFIG]:SPLIT` is made of."""
+    found = spec.split(":")
+    if len(found) not in (2, 3) or not all(found):
         raise SalvageError(f"{'hf:' + spec!r} is not hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT; correct it")
-    return parts[0], parts[1] if len(parts) == 3 else "", parts[-1]
+    return found[0], found[1] if len(found) == 3 else "", found[-1]
 
 
 def _rows(name: str, config: str, split: str) -> Iterable[dict[str, Any]]:

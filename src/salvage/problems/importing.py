@@ -18,13 +18,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from salvage.problems import chat
-from salvage.problems.formats import Record
-from salvage.problems.judging import Judge
+from salvage.errors import SalvageError
+from salvage.problems import agreement, chat
+from salvage.problems.agreement import Agreement
+from salvage.problems.formats import NONE, Record
+from salvage.problems.judging import Judge, Verdict
 from salvage.problems.sets import as_table, problem
 from salvage.project.pool import share
 from salvage.tables import schema
 from salvage.tables.jsonl import Line
+
+WRONGLY = 3  # texts of a kind, right or wrong, that a verifier must judge otherwise to be refused for that kind alone
 
 
 @dataclass(frozen=True)
@@ -35,10 +39,47 @@ class Tokenizer:
     end: int | None = None
 
 
+@dataclass(frozen=True)
+class Imported:
+    """A file's rollouts as a table (`schema.ROLLOUTS`), in the file's order, and what is not in it.
+
+    Attributes
+    ----------
+    table : DataFrame
+        `seed` is -1: it is not known. A text that is known to have ended has the end token.
+    unverified : list of (Record, Verdict)
+        The rollouts that have no verdict: neither right nor failures.
+    agreement : Agreement or None
+        How the file's own verdicts agree with the problems' verifiers; None where it has none.
+    """
+
+    table: pd.DataFrame
+    unverified: list[tuple[Record, Verdict]]
+    agreement: Agreement | None
+
+    def told(self) -> str:
+        """Say how many rollouts there are, and whose verdicts they have."""
+        parts = [f"{len(self.table)} rollouts of {self.table['problem_id'].nunique()} problems"]
+        if self.unverified:
+            parts.append(f"{len(self.unverified)} without a verdict, left out")
+        if self.agreement:
+            known = self.agreement
+            parts.append(f"the file's own verdicts, {known.agree} of {known.tried} as the verifier {known.verifier}'s")
+        return "; ".join(parts)
+
+
 def import_rollouts(
-    records: list[Record], problems: pd.DataFrame, cell: str, tokenizer: Tokenizer | None
-) -> pd.DataFrame:
+    records: list[Record],
+    problems: pd.DataFrame,
+    cell: str,
+    tokenizer: Tokenizer | None,
+    *,
+    limit: int = 0,
+    seconds: float = 10.0,
+) -> Imported:
     """Turn the rollouts of a file into a table; those without a verdict are verified here.
+
+    A file's own verdicts are held against the verifiers that later attempts will be judged by.
 
     Parameters
     ----------
@@ -52,20 +93,25 @@ def import_rollouts(
     tokenizer : Tokenizer or None
         None: every record must have `tokens`.
 
-    Returns
-    -------
-    DataFrame (`schema.ROLLOUTS`)
-        In the file's order. `seed` is -1: it is not known. A text that is known to have ended has the end token.
+    limit : int
+        Take the rollouts of the first so many problems alone; 0: of all.
+    seconds : float
+        How long a verifier may take for one text.
 
     Raises
     ------
     SalvageError
-        Naming the file, the line and the column of the first fault; a rollout of no tokens is one.
+        Naming the file, the line and the column of the first fault; a rollout of no tokens is one, and verdicts that
+        mostly disagree with the verifiers.
     """
     records = _numbered(_placed(records, problems))
+    problems = problems.head(limit or len(problems))
+    records = _of_problems(records, problems)
     rows = [_row(record, cell, tokenizer) for record in records]
-    for row, correct in zip(rows, _verdicts(records, problems), strict=True):
-        row["correct"] = correct
+    compared = _held(records, problems, seconds)
+    verdicts = _verdicts(records, problems, seconds)
+    for row, verdict in zip(rows, verdicts, strict=True):
+        row["correct"] = verdict.correct
     unknown = sum(record.ended is None and record.tokens is None for record in records)
     if unknown:
         warnings.warn(
@@ -77,7 +123,9 @@ def import_rollouts(
         for row, record in zip(rows, records, strict=True):
             row["truncated"] = record.ended is False
     judged = [row for row in rows if row["correct"] is not None]  # else it is neither right nor a failure
-    return schema.check(pd.DataFrame(judged), schema.ROLLOUTS, records[0].line.path)
+    table = schema.check(pd.DataFrame(judged), schema.ROLLOUTS, records[0].line.path)
+    none = [pair for pair in zip(records, verdicts, strict=True) if pair[1].correct is None]
+    return Imported(table, none, compared)
 
 
 def file_problems(records: list[Record], verifier_name: str = "exact") -> pd.DataFrame:
@@ -170,14 +218,26 @@ def _numbered(records: list[Record]) -> list[Record]:
         name = record.problem_id
         number = next_one[name] if record.rollout is None else record.rollout
         if (name, number) in seen:
+            first = seen[name, number]
             record.line.refuse(
-                f"rollout {number} of problem {name!r} stands in line {seen[name, number].number} already; "
+                f"rollout {number} of problem {name!r} stands in {first.kind} {first.number} already; "
                 "number it anew or drop one"
             )
         seen[name, number] = record.line
         next_one[name] = max(next_one[name], number + 1)
         numbered.append(replace(record, rollout=number))
     return numbered
+
+
+def _of_problems(records: list[Record], problems: pd.DataFrame) -> list[Record]:
+    """Return the records of some problems."""
+    known = set(problems["problem_id"])
+    some = [record for record in records if record.problem_id in known]
+    if not some:
+        raise SalvageError(
+            f"{records[0].line.path} has no rollout of the first {len(problems)} problems; raise --limit"
+        )
+    return some
 
 
 # ------------------------------------------------------------------ tokens, verdicts
@@ -213,21 +273,81 @@ def _tokens(record: Record, tokenizer: Tokenizer | None) -> list[int]:
     return own
 
 
-def _verdicts(records: list[Record], problems: pd.DataFrame) -> list[bool | None]:
+def _held(records: list[Record], problems: pd.DataFrame, seconds: float) -> Agreement | None:
+    """Hold the file's own verdicts against the problems' verifiers, and refuse them where they mostly disagree.
+
+    That is where less than half agree; or less than half of those that are right, or wrong, in the file: of 90 wrong
+    and 10 right ones, a verifier that accepts nothing agrees on 90.
+    """
+    known = [record.correct for record in records]
+    if all(verdict is None for verdict in known):
+        return None
+    ids, texts = [record.problem_id for record in records], [record.text for record in records]
+    found = agreement.own(problems, ids, texts, known, seconds=seconds, workers=share())
+    if not found.others:
+        return found
+    first = records[found.others[0]]
+    answer = str(problems.set_index("problem_id")["answer"][first.problem_id])
+    names = [name for name in agreement.candidates(problems) if name != found.verifier]
+    others = agreement.compare(problems, ids, texts, known, names=names, seconds=seconds)
+    others = [other for other in others if other.share > found.share and not _takes_none(other, known)]
+    told = (
+        f"{first.line.path}: the verifier {found.verifier} agrees with the file's own verdicts on {found.agree} of "
+        f"{found.tried} rollouts ({_percent(found)}), {_also(others)}; the first of the others, "
+        f"{first.line.kind} {first.line.number}, is {'right' if first.correct else 'wrong'} in the file: "
+        f"{agreement.told(first.problem_id, answer, first.text)}"
+    )
+    if _mostly(found, known):
+        raise SalvageError(
+            f"{told}; later attempts would be judged otherwise than these: name another verifier (in the problem file, "
+            f"or --verifier), or another of the file's verdicts (--metric), or have every text verified here "
+            f"(--metric {NONE})"
+        )
+    warnings.warn(told, stacklevel=3)
+    return found
+
+
+def _mostly(found: Agreement, known: list[bool | None]) -> bool:
+    """Tell whether a verifier disagrees on most of the texts, or of the right ones, or of the wrong ones."""
+    if found.share < 0.5:
+        return True
+    counts = [
+        (sum(known[i] is kind for i in found.others), sum(known[i] is kind for i in found.at)) for kind in (True, False)
+    ]
+    return any(lost >= WRONGLY and 2 * lost > n for lost, n in counts)
+
+
+def _percent(found: Agreement) -> str:
+    return "less than 1%" if 0 < found.share < 0.01 else f"{int(100 * found.share)}%"  # never 100% where one differs
+
+
+def _takes_none(other: Agreement, known: list[bool | None]) -> bool:
+    """Tell whether a verifier accepts none of the right texts: where most are wrong, it agrees on many all the same."""
+    right = {i for i in other.at if known[i]}
+    return bool(right) and right <= set(other.others)
+
+
+def _also(others: list[Agreement]) -> str:
+    if not others:
+        return "and no other verifier on more"
+    return ", ".join(f"{other.verifier} on {other.agree} of {other.tried}" for other in others)
+
+
+def _verdicts(records: list[Record], problems: pd.DataFrame, seconds: float) -> list[Verdict]:
     unknown = [i for i, record in enumerate(records) if record.correct is None]
-    verdicts = [record.correct for record in records]
-    with Judge(problems, workers=share()) as judge:
+    verdicts = [Verdict(record.correct) for record in records]
+    with Judge(problems, seconds=seconds, workers=share()) as judge:
         found = judge.verify([records[i].problem_id for i in unknown], [records[i].text for i in unknown])
     for i, verdict in zip(unknown, found, strict=True):
-        verdicts[i] = verdict.correct
-    troubles = [(i, verdict.trouble) for i, verdict in zip(unknown, found, strict=True) if verdict.correct is None]
-    if troubles:
-        i, trouble = troubles[0]
-        if len(troubles) == len(records):
-            records[i].line.refuse(f"no rollout has a verdict: {trouble}; correct that")
+        verdicts[i] = verdict
+    none = [i for i, verdict in enumerate(verdicts) if verdict.correct is None]
+    if none:
+        line, trouble = records[none[0]].line, verdicts[none[0]].trouble
+        if len(none) == len(records):
+            line.refuse(f"no rollout has a verdict: {trouble}; correct that")
         warnings.warn(
-            f"{records[i].line.path}: {len(troubles)} of {len(records)} rollouts have no verdict and are left out; "
-            f"the first, line {records[i].line.number}: {trouble}",
-            stacklevel=2,
+            f"{line.path}: {len(none)} of {len(records)} rollouts have no verdict and are left out; the first, "
+            f"{line.kind} {line.number}, of problem {records[none[0]].problem_id!r}: {trouble}",
+            stacklevel=3,
         )
     return verdicts

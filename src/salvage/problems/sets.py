@@ -60,6 +60,36 @@ def parted(spec: str) -> tuple[str, dict[str, str]]:
     return name, {key: value for key, _, value in pairs}
 
 
+def place(spec: str) -> str:
+    """Return the file or folder that a set is read from; for one that is no file's, its name."""
+    name = parted(spec)[0]
+    return hub.parts(name.removeprefix("hf:"))[0] if name.startswith("hf:") else name
+
+
+def limited(spec: str, limit: int) -> str:
+    """Return what names the first problems of a set, so many of them; 0: the set as it is.
+
+    Raises
+    ------
+    SalvageError
+        Where the text has a limit of its own already.
+    """
+    if not limit:
+        return spec
+    if not spec:
+        raise SalvageError("--limit is of a problem set; give --problems with it")
+    if whole(spec)[1]:
+        raise SalvageError(f"{spec!r} has a limit of its own; leave that out, or --limit")
+    return f"{spec}{'&' if '?' in spec else '?'}limit={limit}"
+
+
+def whole(spec: str) -> tuple[str, int]:
+    """Return what names the whole of a set, and how many of its first problems the text names; 0: all."""
+    name, options = parted(spec)
+    limit = _limit(spec, options.pop("limit", ""))
+    return "?".join(filter(None, [name, "&".join(f"{key}={value}" for key, value in options.items())])), limit or 0
+
+
 def _limit(spec: str, text: str) -> int | None:
     if text and not (text.isdecimal() and int(text)):
         raise SalvageError(f"{spec}: limit is {text!r}, but must be a whole number of 1 or more; correct it")
@@ -148,9 +178,8 @@ def from_lines(lines: Iterable[Line], where: str | Path) -> pd.DataFrame:
         row = problem(line)
         first = seen.setdefault(row["problem_id"], line.number)
         if first != line.number:
-            kind = "line" if type(line) is Line else "row"
             line.refuse(
-                f"column 'problem_id': {row['problem_id']!r} stands in {kind} {first} already; rename or drop one"
+                f"column 'problem_id': {row['problem_id']!r} stands in {line.kind} {first} already; rename or drop one"
             )
         rows.append(row)
     return as_table(rows, where)

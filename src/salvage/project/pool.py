@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from salvage.errors import SalvageError
+from salvage.project import warned
 from salvage.project.machine import gpu
 
 _share: list[int] = []  # a worker's, of the cores
@@ -87,7 +88,7 @@ def bar(quiet: bool) -> Progress:
 
 
 def _settle(count: int) -> None:
-    """Give a worker process its share of the cores, and silence bars that libraries would draw over each other.
+    """Give a worker process its share of the cores and our words, and silence bars that libraries would draw.
 
     A worker whose parent was killed ends too: it would go on with its cell and write over what a second start makes.
     """
@@ -95,6 +96,7 @@ def _settle(count: int) -> None:
     import transformers
 
     _share[:] = [count]
+    warned.in_our_words()
     parent = parent_process()
     if parent is not None:
         threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()

@@ -191,12 +191,16 @@ def _lab_cell(model: LabModel, engine: str, own: tuple[tuple[str, int], ...]) ->
 
 
 def _tasks(specs: list[str]) -> dict[str, str]:
-    """Return what each problem set is called as a task: its file's stem, with folders where an earlier set has that."""
+    """Return what each problem set is called as a task: its file's stem, with folders where an earlier set has that.
+
+    Options behind a question mark, such as a limit, are no part of the name.
+    """
     tasks: dict[str, str] = {}
     for spec in specs:
         if spec in tasks:
             continue
-        parts = (Path(spec).parent / Path(spec).stem).parts
+        path = Path(spec.partition("?")[0])
+        parts = (path.parent / path.stem).parts
         longer = ["/".join(parts[-n:]) for n in range(1, len(parts) + 1)]
         tasks[spec] = next((task for task in longer if task not in tasks.values()), spec)
     return tasks

@@ -97,6 +97,7 @@ def connect() -> None:
     for name in ("mlflow", "alembic"):  # a new store's migrations are told line by line
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("mlflow.utils.git_utils").setLevel(logging.ERROR)  # git need not be there
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a fault that we tell, with its trace
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     uri = os.environ.get("MLFLOW_TRACKING_URI") or STORE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -18,7 +18,7 @@ from salvage.method.profiles import regimes
 from salvage.project.tracking import dvc_hash, row_count
 from salvage.reports import pictures, study_report, tables, traces
 from salvage.reports.grid import Grid
-from salvage.reports.words import bottom_line, compared, not_compared
+from salvage.reports.words import bottom_line, compared, not_compared, without_verdict
 from salvage.tables.files import write_text
 
 RESCUE = Path("metrics/rescue.json")
@@ -42,6 +42,7 @@ class Contents:
     methods: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)  # why a part is not there
     truncated: tuple[int, int] | None = None  # rollouts that met max_tokens, of how many; None where it is not known
+    unverified: Mapping[str, int] = field(default_factory=dict)  # rollouts and attempts without a verdict, where any is
 
 
 def write(path: Path, contents: Contents) -> None:
@@ -95,6 +96,8 @@ def _facts(contents: Contents) -> list[tuple[str, str]]:
     facts += [("failures", f"{len(profiles):,}"), ("problems failed", f"{profiles['problem_id'].nunique():,}")]
     if contents.truncated and contents.truncated[0]:
         facts.append(("rollouts truncated at max_tokens", "{:,} of {:,}".format(*contents.truncated)))
+    if contents.unverified:
+        facts.append(("without a verdict", without_verdict(contents.unverified)))
     everything = next((row for row in contents.rescue if row["cells"] == "all"), None)
     if everything:
         facts.append(("held-out problems of the closed loop", f"{everything['problems']:,}"))

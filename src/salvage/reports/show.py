@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from salvage.engine.opening import open_engine, settled
 from salvage.errors import SalvageError
 from salvage.method import operators
 from salvage.method.looks import looks
@@ -63,7 +62,6 @@ def from_tables(settings: Settings, problem_id: str, cell_name: str = "", rollou
         Which one; the first that failed where it is -1.
     """
     cell, rows = _failed(settings, problem_id, cell_name)
-    settings = settled(cell, settings)
     known = rows["rollout"].tolist()
     if rollout >= 0 and rollout not in known:
         raise SalvageError(
@@ -82,6 +80,12 @@ def from_tables(settings: Settings, problem_id: str, cell_name: str = "", rollou
     problem = (
         schema.read(problem_file(cell.problems), schema.PROBLEMS).set_index("problem_id", drop=False).loc[problem_id]
     )
+    from salvage.engine.opening import (  # with the models' libraries, for which a mistake is no time
+        open_engine,
+        settled,
+    )
+
+    settings = settled(cell, settings)
     tokens = [int(t) for t in rollouts["tokens"]]
     failed = operators.FailedRollout(tokens, int(features["junction"]), np.zeros(len(tokens)))
     temperature = settings["sample"]["temperature"]

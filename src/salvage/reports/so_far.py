@@ -35,6 +35,7 @@ class SoFar:
     anchor: str
     continuation: str
     window: int
+    unverified: int = 0  # rollouts without a verdict, which are left out
 
     @property
     def failed(self) -> pd.DataFrame:
@@ -65,9 +66,10 @@ class SoFar:
             return "No shard of rollouts is finished yet."
         n, asked = self.failed["problem_id"].nunique(), self.rollouts["problem_id"].nunique()
         share = 100 * float(self.rollouts["correct"].mean())
+        lost = f" Without a verdict: {self.unverified:,}." if self.unverified else ""
         return (
             f"{n:,} of {asked:,} problems were failed at least once; {share:.0f}% of {len(self.rollouts):,} "
-            f"rollouts are right, and they took {self.rollouts['n_tokens'].median():.0f} tokens (the median)."
+            f"rollouts are right, and they took {self.rollouts['n_tokens'].median():.0f} tokens (the median).{lost}"
         )
 
     def operators(self) -> list[tuple[str, str, str]]:
@@ -105,11 +107,12 @@ class SoFar:
         about = self.problems.set_index("problem_id")
         often = self.failed.groupby("problem_id", sort=False).size().sort_values(ascending=False, kind="stable")
         texts = self.failed.drop_duplicates("problem_id").set_index("problem_id")["text"]
+        asked = self.rollouts.groupby("problem_id", sort=False).size()
         known = [str(p) for p in often.index if p in about.index][:EXAMPLES]
         return [
             {
                 "problem": p,
-                "times": f"{often[p]}",
+                "times": f"{often[p]} of {asked[p]}",
                 "prompt": str(about["prompt"][p]),
                 "answer": str(about["answer"][p]),
                 "text": str(texts[p])[-LONGEST:],
@@ -133,6 +136,7 @@ def _of(done: int, whole: int | None) -> str:
 def _drawn(cell: SoFar) -> Markup:
     """Return a picture of how often problems were failed, as SVG."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     rollouts: Any = cell.rollouts
     wrong = rollouts.assign(wrong=~rollouts["correct"].astype(bool)).groupby("problem_id")["wrong"].agg(["sum", "size"])
@@ -141,7 +145,9 @@ def _drawn(cell: SoFar) -> Markup:
     figure = Figure(figsize=(5.5, 2.4), layout="constrained")
     axes = figure.subplots()
     axes.bar(range(most + 1), counts, color=pictures.COLOURS["steerable-hard"])
-    axes.set(xlabel=f"wrong rollouts of {most}", ylabel="problems", xticks=range(most + 1))
+    axes.set(xlabel=f"wrong rollouts of {most}", ylabel="problems")
+    for axis, most_ticks in ((axes.xaxis, 16), (axes.yaxis, 5)):
+        axis.set_major_locator(MaxNLocator(most_ticks, integer=True, min_n_ticks=1))
     axes.spines[["top", "right"]].set_visible(False)
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})

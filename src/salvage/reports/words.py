@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from salvage.reports.tables import ends, is_told
@@ -17,6 +17,14 @@ NOT_COMPARED = (
     "No policy was compared with retrying here: the closed loop had no held-out problems. It takes them from the lab; "
     "for a pair of one's own, salvage rescue --compare takes a problem file."
 )
+
+
+MEANING = {"rollouts": "left out", "attempts": "counted as not rescued"}  # of those without a verdict
+
+
+def without_verdict(counts: Mapping[str, int]) -> str:
+    """Say how many rollouts and attempts have no verdict, and what became of them."""
+    return ", ".join(f"{n:,} {what} ({MEANING[what]})" for what, n in counts.items())
 
 
 def compared(rescue: list[dict[str, Any]], evaluated: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

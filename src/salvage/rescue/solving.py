@@ -17,39 +17,18 @@ from salvage.engine import fitting
 from salvage.engine.looking import look, refuse
 from salvage.engine.opening import engine_of
 from salvage.errors import SalvageError
-from salvage.problems import sets as problem_sets
 from salvage.project import extras
 from salvage.project.pool import bar
-from salvage.project.settings import LAB_PROBLEMS, Cell, Settings, adapter_base
+from salvage.project.settings import LAB_PROBLEMS, Cell, Settings
 from salvage.reports.page import RESCUE, VIEWS
 from salvage.reports.plain import PlainTable
 from salvage.reports.tables import arm_table, show_table
 from salvage.rescue import comparison
-from salvage.rescue.loop import SOLVED, UNVERIFIED, Attempt, Budget, Outcome, pair, rescue
+from salvage.rescue.loop import SOLVED, UNVERIFIED, Attempt, Budget, Outcome, rescue
 from salvage.serving import policy_uri
 from salvage.tables.files import write_json
 
 TOLD = 10.0  # seconds between lines where there is no terminal
-
-
-def choose(
-    settings: Settings, cell: str, specialist: str, ancestor: str, problems: str, engine: str
-) -> tuple[Cell, pd.DataFrame]:
-    """Return the pair of models that is meant, and its problems: the lab's cells have held-out ones."""
-    known = {c.name: c for c in settings.cells}
-    if cell and (specialist or ancestor):
-        raise SalvageError("--cell names a pair of params.yaml; leave --specialist and --ancestor out, or it")
-    if cell and cell not in known:
-        raise SalvageError(f"cell {cell!r} is not one of {', '.join(known)}; correct --cell")
-    ancestor = ancestor or adapter_base(specialist)
-    if not cell and not (specialist and ancestor):
-        raise SalvageError("a pair of models is needed: --specialist with --ancestor, or --cell of params.yaml")
-    mine = known[cell] if cell else pair(specialist, ancestor, engine=engine)
-    if problems:
-        return mine, problem_sets.load(problems)
-    if mine.problems != LAB_PROBLEMS:
-        raise SalvageError("--problems is missing; give a problem file (JSONL) or a set by name")
-    return mine, comparison.held_out(mine, settings, int(settings.profile_values["rescue"]))
 
 
 def solve(
@@ -215,6 +194,13 @@ def compare_stage(settings: Settings, *, quiet: bool) -> list[dict[str, Any]]:
     _log_metrics(metrics(rows))
     _trace_shown()
     return rows
+
+
+def clear() -> None:
+    """Leave no comparison, for a run without lab cells: one that was made before is of other cells."""
+    comparison.drop_others(set())
+    write_json(VIEWS, [])
+    write_json(RESCUE, [])
 
 
 def _trace_shown() -> None:

@@ -16,6 +16,7 @@ import pandas as pd
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import AnyType
 
@@ -23,9 +24,12 @@ import salvage
 from salvage.errors import SalvageError
 from salvage.method.traces import COMPUTED, SIGNALS
 from salvage.policies.fitted import Fitted
+from salvage.project.store_faults import sentence
 from salvage.studies.classifiers import Classifier
 from salvage.tables.vocabulary import FACTS, FEATURES
 
+# what MLflow says of a model, a version and an alias that are not there; all else is the store's fault
+MISSING, WRONG = ErrorCode.Name(RESOURCE_DOES_NOT_EXIST), ErrorCode.Name(INVALID_PARAMETER_VALUE)
 NAME = "salvage-router"
 CLASSIFIERS = {"regimes": "salvage-regimes", "methods": "salvage-methods"}
 CHAMPION = f"models:/{NAME}@champion"
@@ -172,6 +176,8 @@ def load(uri: str) -> Fitted:
         folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
         return Fitted.from_dict(json.loads((folder / "artifacts" / "policy.json").read_text()))
     except (MlflowException, OSError) as error:
+        if isinstance(error, MlflowException) and error.error_code not in (MISSING, WRONG):
+            raise SalvageError(sentence(error, mlflow.get_registry_uri())) from error
         reason = str(error).splitlines()[0][:200]
         raise SalvageError(
             f"--model {uri}: there is no such router ({reason}); register one, or correct the URI"
@@ -184,14 +190,27 @@ def champion() -> Fitted | None:
 
 
 def version_called(alias: str) -> ModelVersion | None:
-    """Return the router's version that has an alias, with its tags; None where there is none."""
+    """Return the router's version that has an alias, with its tags; None where there is none.
+
+    Raises
+    ------
+    SalvageError
+        Where the store is at fault.
+    """
+    client = mlflow.MlflowClient()
     try:
-        return mlflow.MlflowClient().get_model_version_by_alias(NAME, alias)
-    except MlflowException:
-        return None
+        versions = client.get_registered_model(NAME).aliases
+        return client.get_model_version(NAME, versions[alias]) if alias in versions else None
+    except MlflowException as error:
+        if error.error_code == MISSING:
+            return None
+        raise SalvageError(sentence(error, mlflow.get_registry_uri())) from error
 
 
 def versions() -> set[str]:
     """Return the policy versions (hashes) of everything registered."""
-    found = mlflow.MlflowClient().search_model_versions(f"name='{NAME}'")
+    try:
+        found = mlflow.MlflowClient().search_model_versions(f"name='{NAME}'")
+    except MlflowException as error:
+        raise SalvageError(sentence(error, mlflow.get_registry_uri())) from error
     return {version.tags.get("policy_version", "") for version in found}

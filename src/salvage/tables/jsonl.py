@@ -15,12 +15,14 @@ from salvage.tables.contents import contents, seems
 class Line:
     """One object of a JSON Lines file, which knows where it stands."""
 
+    kind = "line"
+
     def __init__(self, path: Path, number: int, fields: dict[str, Any]) -> None:
         self.path, self.number, self.fields = path, number, fields
 
     def refuse(self, problem: str, cause: Exception | None = None) -> NoReturn:
         """Raise a `SalvageError` that names this line."""
-        raise SalvageError(f"{self.path}, line {self.number}: {problem}") from cause
+        raise SalvageError(f"{self.path}, {self.kind} {self.number}: {problem}") from cause
 
     def text(self, column: str, default: str | None = None, *, numbers: bool = False, empty: bool = False) -> str:
         """Return a column's text.
