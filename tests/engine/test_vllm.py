@@ -187,7 +187,7 @@ def test_few_blocks_of_memory_change_nothing(
 
     small = vllm.VllmEngine(*pair, top_k_cov=3, batch=64)
     a_token = sum(vllm.cache_bytes(config, torch.float32) for config in small.configs)
-    monkeypatch.setattr(small, "_cache", lambda: {"kv_cache_memory_bytes": 16 * 32 * a_token, "block_size": 32})
+    monkeypatch.setattr(small, "room", lambda: {"kv_cache_memory_bytes": 16 * 32 * a_token, "block_size": 32})
     some = requests(mine, intervention=ACTS["sparse_steer online"])
     long = {"sampling": Sampling(0.6), "max_tokens": 60}
     try:
