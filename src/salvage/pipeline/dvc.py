@@ -56,20 +56,26 @@ def ready() -> str:
 def targets(settings: Settings) -> list[str]:
     """Return the stages to run where not all are: of one's own cells, those of the project's file but the lab's.
 
-    What other stages read of those is left empty here: models, and the comparison of arms on held-out problems. The
-    studies are of the lab's cells, and their stages are in a file of their own.
+    The studies are of the lab's cells, and their stages are in a file of their own.
     """
     if settings.lab:
         return []
-    MODELS.mkdir(parents=True, exist_ok=True)  # which stages depend on; here no lab model is made
+    return [name for name in _stages() if name not in ("lab", "rescue")]
+
+
+def leave_empty() -> None:
+    """Leave empty what other stages read of the lab's, which do not run: models, and the comparison of arms."""
+    MODELS.mkdir(parents=True, exist_ok=True)
     if not any(MODELS.iterdir()):
         (MODELS / "none").touch()  # else DVC warns of an empty folder, three times a stage
-    names = yaml.safe_load(STAGES.read_text(encoding="utf-8"))["stages"]
-    if "rescue" in names:
+    if "rescue" in _stages():
         from salvage.rescue import solving
 
         solving.clear()
-    return [name for name in names if name not in ("lab", "rescue")]
+
+
+def _stages() -> list[str]:
+    return list(yaml.safe_load(STAGES.read_text(encoding="utf-8"))["stages"])
 
 
 def repro(run_id: str, settings: Settings, held: int, *, quiet: bool) -> bool:
@@ -95,6 +101,7 @@ def repro(run_id: str, settings: Settings, held: int, *, quiet: bool) -> bool:
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(source), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "dvc", "repro"]
     if chosen := targets(settings):
+        leave_empty()
         command += ["--single-item", *chosen]
     up_to_date = False
     with subprocess.Popen(  # noqa: S603

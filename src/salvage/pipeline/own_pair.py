@@ -59,9 +59,8 @@ def with_pair(cells: Sequence[Mapping[str, Any]], pair: Mapping[str, Any], path:
         )
     if pair["engine"] and pair["engine"] != there.get("engine", "auto"):
         there["engine"] = pair["engine"]
-    if (
-        whole(str(there["problems"]))[1] != whole(str(pair["problems"]))[1]
-    ):  # a trial on the first few, and then the whole set
+    before, now = (whole(str(entry["problems"]))[1] for entry in (there, pair))
+    if before != now:  # a trial on the first few, and then the whole set
         there["problems"] = pair["problems"]
     return known
 

@@ -110,7 +110,7 @@ def sample(settings: Settings, *, quiet: bool = False) -> int:
     for cell in settings.cells if not quiet else []:
         print(f"sample: {cell.name}: {_met_max_tokens(cell)}", flush=True)
     if not quiet:
-        tell("sample", "rollouts", settings, "left out")
+        tell("sample", "rollouts", settings)
     refuse_none_right(settings)
     return worked
 
@@ -284,7 +284,7 @@ def intervene(settings: Settings, *, quiet: bool = False) -> int:
     """Decode every failure again under every operator, verify, and write the attempts with what they cost."""
     worked = _each_cell("intervene", _intervene, settings, ["attempts"], quiet)
     if not quiet:
-        tell("intervene", "attempts", settings, "counted as not rescued")
+        tell("intervene", "attempts", settings)
     return worked
 
 

@@ -13,6 +13,7 @@ from salvage.problems import agreement
 from salvage.problems.formats import Record
 from salvage.problems.judging import Verdict
 from salvage.project.settings import DATA, LAB_PROBLEMS, Cell, Settings, problem_file
+from salvage.reports.words import MEANING
 from salvage.tables import schema
 from salvage.tables.files import whole_lines, write_text
 
@@ -83,15 +84,15 @@ def keep(table: Path, none: list[tuple[Record, Verdict]]) -> None:
     Unverified(table, "").note(keys, [record.text for record, _ in none], [verdict for _, verdict in none])
 
 
-def tell(stage: str, folder: str, settings: Settings, meaning: str) -> None:
+def tell(stage: str, folder: str, settings: Settings) -> None:
     """Say of each cell how many completions have no verdict, and the first one's trouble."""
     for cell in settings.cells:
         path = DATA / folder / cell.file
         if lines := unverified(path):
             first = lines[0]
             print(
-                f"{stage}: {cell.name}: {len(lines):,} without a verdict, {meaning} (in {beside(path)}); the first, of "
-                f"problem {first['problem_id']!r}: {first['trouble']}",
+                f"{stage}: {cell.name}: {len(lines):,} without a verdict, {MEANING[folder]} (in {beside(path)}); "
+                f"the first, of problem {first['problem_id']!r}: {first['trouble']}",
                 flush=True,
             )
 

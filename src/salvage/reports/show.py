@@ -80,10 +80,7 @@ def from_tables(settings: Settings, problem_id: str, cell_name: str = "", rollou
     problem = (
         schema.read(problem_file(cell.problems), schema.PROBLEMS).set_index("problem_id", drop=False).loc[problem_id]
     )
-    from salvage.engine.opening import (  # with the models' libraries, for which a mistake is no time
-        open_engine,
-        settled,
-    )
+    from salvage.engine.opening import open_engine, settled  # slow: a mistake above need not wait for it
 
     settings = settled(cell, settings)
     tokens = [int(t) for t in rollouts["tokens"]]
